@@ -1,0 +1,1 @@
+"""What a user chooses: Hydra groups as YAML."""

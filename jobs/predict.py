@@ -1,0 +1,49 @@
+"""One row of scores a case, for images without labels; each case exactly once, whatever is killed.
+
+    python -m hpcai.run name=today job=predict from_run=RUN data.reader=images data.path=FOLDER
+
+trained run -> model -> for each block of cases: read, score, append -> report
+"""
+
+from __future__ import annotations
+
+import logging
+
+from hpcai import rundir
+from hpcai.cases import remaining_blocks
+from hpcai.comm import process_group
+from hpcai.config.schema import Config
+from hpcai.context import RunContext
+from hpcai.data.open import open_cases
+from hpcai.infer import logits_of_cases
+from hpcai.report import write_report
+from hpcai.tasks.classification import Classification
+from hpcai.trained import load_trained
+from hpcai.training.state import DTYPES
+
+log = logging.getLogger("hpcai")
+
+
+def main(cfg: Config, run: RunContext) -> None:
+    """Leaves rows/predict.rank<r>.jsonl, failed.rank<r>.jsonl with what could not be read, and the report.
+
+    Raises: DataError if no case at all could be read; RunError, Stopped.
+    """
+    gpus, deterministic = cfg.resources.gpus_per_node, cfg.trainer.deterministic
+    with process_group(run, gpus=gpus, seed=cfg.seed, deterministic=deterministic) as group:
+        trained = load_trained(cfg, run, group.device)
+        task, dtype = Classification(trained.labels), DTYPES[cfg.trainer.precision]
+        cases = open_cases(cfg.data, rundir.read_digests(run.dir), labelled=False)
+        log.info("data  %s cases to predict", f"{len(cases):,}")
+        for block in remaining_blocks(run, cases):
+            read, logits = logits_of_cases(trained, cases, block.indices, dtype, block.failed)
+            patients = [cases.patients[i] for i in read] if cases.patients else None
+            block.write(task.rows([cases.ids[i] for i in read], patients, [-1] * len(read), logits.cpu()))
+            if block.number % 20 == 0:
+                log.info("predicted %s of %s cases", f"{block.done:,}", f"{len(cases):,}")
+            run.stop.check(f"stopped after {block.done:,} cases, all of them kept. The same command goes on.")
+        group.barrier()
+        if group.first:
+            rundir.write_json(run.dir.threshold, trained.threshold)
+            run.note("progress", step=len(cases))
+            write_report(run.dir)

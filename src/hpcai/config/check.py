@@ -1,0 +1,283 @@
+"""From a plain dict to a checked Config, or every fault at once.   dict -> schema -> rules across groups -> Config
+
+pydantic finds the faults; here they become lines that name the key, the limit and what to do.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpcai.config.compose import attempt
+from hpcai.errors import ConfigError, Faults, near, one_line
+
+if TYPE_CHECKING:
+    from hpcai.config.schema import Config
+
+STAND_INS: dict[str, Any] = {"name": "x", "data": {"path": "x", "labels": ["0", "1"]}, "cluster": {"name": "x"}}
+MAX_FAULTS = 100  # a config of 10,000 wrong keys needs no 10,000 lines
+
+
+def load(overrides: list[str], config_dir: Path | None = None) -> Config:
+    """Composes and checks; see compose() and check().
+
+    Raises:
+        Faults: the faults of words, files, keys and values, all together.
+    """
+    raw, found, whole = attempt(overrides, config_dir)
+    config = _validate(raw, found, whole=whole)
+    if found or config is None:
+        raise Faults(found[:MAX_FAULTS])
+    return config
+
+
+def check(raw: dict[str, Any]) -> Config:
+    """`raw` as a Config: every key known, every value of its type and within its limits, the groups consistent.
+
+    Raises:
+        Faults: what is wrong, a line for each fault.
+    """
+    found: list[ConfigError] = []
+    config = _validate(raw, found)
+    if found or config is None:
+        raise Faults(found[:MAX_FAULTS])
+    return config
+
+
+def _validate(raw: dict[str, Any], found: list[ConfigError], *, whole: bool = True) -> Config | None:
+    """The Config, or None; adds to `found`. Not `whole`: a file is missing, so keys that it would have given are not called so.
+
+    While single values are wrong, pydantic skips a group's own rules and ours across groups have nothing to read. So the wrong
+    ones are taken out (defaults or stand-ins step in) and what is left is looked at again, by rules that read none of them.
+    """
+    from pydantic import ValidationError
+
+    from hpcai.config.schema import Config
+
+    raw = _with_labels(raw)
+    wrong = [str(fault) for fault in found]
+    for _ in range(4):
+        try:
+            config = Config.model_validate(raw)
+        except ValidationError as e:
+            faults = e.errors(include_url=False)[:MAX_FAULTS]
+            for fault in faults:
+                line = _line(fault, raw)
+                if (whole or fault["type"] != "missing") and not _overlap(line, wrong):
+                    found.append(ConfigError(line))
+            wrong += [_line(fault, raw) for fault in faults]
+            raw = _without(raw, faults)
+        else:
+            rules = [rule for reads, rule in RULES.items() if whole and not any(_overlap(key, wrong) for key in reads)]
+            found += [ConfigError(line) for rule in rules for line in rule(config)]
+            return config
+    return None
+
+
+def _overlap(key: str, wrong: list[str]) -> bool:
+    """Whether `key` is one of the `wrong`, or holds or is held by one; each may have `=value: why` after it."""
+    keys = [re.split("[=:]", text, maxsplit=1)[0] for text in [key, *wrong]]
+    return any(f"{keys[0]}.".startswith(f"{other}.") or f"{other}.".startswith(f"{keys[0]}.") for other in keys[1:])
+
+
+def _without(raw: dict[str, Any], faults: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`raw` without what is wrong, and with stand-ins where it is required."""
+    raw = copy.deepcopy(raw)
+    for fault in faults:
+        place: Any = raw
+        *above, last = fault["loc"]
+        for part in above:
+            place = place[part] if isinstance(place, list) or part in place else {}
+        if isinstance(place, list):  # deleting would move the others: a whole list goes
+            fault = {**fault, "loc": fault["loc"][: [isinstance(p, int) for p in fault["loc"]].index(True)]}
+            raw = _without(raw, [fault])
+        elif isinstance(place, dict):
+            place.pop(last, None)
+    return _merged(STAND_INS, raw)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(v, over[k]) for k, v in under.items() if isinstance(v, dict) and isinstance(over.get(k), dict)}
+    return {**under, **over, **both}
+
+
+def _with_labels(raw: dict[str, Any]) -> dict[str, Any]:
+    """evaluate and predict take the class names from the run they name, so nobody need write them: two stand in."""
+    data = raw.get("data")
+    if raw.get("job") in ("evaluate", "predict") and isinstance(data, dict) and data.get("labels") is None:
+        return {**raw, "data": {**data, "labels": ["0", "1"]}}
+    return raw
+
+
+# --- one fault of pydantic, as a line -----------------------------------------------------------------------------------------
+
+
+def _line(fault: Mapping[str, Any], raw: dict[str, Any]) -> str:
+    kind, given, limits = fault["type"], fault["input"], fault.get("ctx", {})
+    name = one_line(".".join(str(part) for part in fault["loc"]), 80)
+    if kind == "missing":
+        return _required(name)
+    if kind == "extra_forbidden":
+        return f"{name}: unknown. {_nearest(name)}"
+    shown = f"{name}={_shown(given)}"
+    if kind == "value_error":
+        said = str(limits.get("error"))
+        return f"{name}.{said}" if isinstance(given, dict) else f"{shown}: {said}"  # a group's own rule names its key
+    if kind == "literal_error":
+        known = [w.strip(" '") for w in str(limits["expected"]).replace(" or ", ",").split(",")]
+        return f"{shown}: unknown. {near(str(given)[:80], known)}"
+    if kind in LIMITS:
+        key, words, cure = LIMITS[kind]
+        return f"{shown}: must be {words} {limits[key]:g}. {cure}"
+    if kind == "string_pattern_mismatch":
+        return f"{shown}: {_pattern(name)}"
+    return f"{shown}: must be {TYPES.get(kind, one_line(fault['msg'], 200))}. Correct it."
+
+
+LIMITS: dict[str, tuple[str, str, str]] = {
+    "greater_than": ("gt", "greater than", "Give a larger value."),
+    "greater_than_equal": ("ge", "at least", "Give a larger value."),
+    "less_than": ("lt", "less than", "Give a smaller value."),
+    "less_than_equal": ("le", "at most", "Give a smaller value."),
+    "too_short": ("min_length", "a list with a length of at least", "Name more."),
+    "too_long": ("max_length", "a list with a length of at most", "Name fewer."),
+    "string_too_short": ("min_length", "text with a length of at least", "Write more."),
+    "string_too_long": ("max_length", "text with a length of at most", "Shorten it."),
+}
+TYPES: dict[str, str] = {
+    "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+    "float_type": "a number", "finite_number": "a finite number", "bool_type": "true or false",
+    "string_type": "text (quote a number: key=\"'5'\")", "string_unicode": "text in UTF-8", "list_type": "a list ([a,b])",
+    "dict_type": "a mapping ({a: 1})", "model_type": "a group of keys",
+}  # fmt: skip
+PATTERNS: dict[str, str] = {
+    "task.threshold": "is no rule. Write sensitivity>=x, specificity>=x (x from 0 to 1), youden, or a number from 0 to 1.",
+    "data.sha256": "must be the 64 digits 0-9a-f of a sha256. Take it from `sha256sum FILE`.",
+}
+
+
+def _pattern(name: str) -> str:
+    if name.endswith(("path", "runs_dir", "from_run", "init_from")):
+        return "a path holds no NUL. Correct it."
+    names = "must begin with a letter or digit and hold at most 64 of A-Z a-z 0-9 . _ - (it names folders and jobs). Rename it."
+    return PATTERNS.get(name, names)
+
+
+def _required(name: str) -> str:
+    from hpcai.config.keys import all_keys
+
+    meaning = next((f" ({key.meaning})" for key in all_keys() if key.name == name), "")
+    if meaning:
+        return f"{name}: required{meaning}. Give {name}=VALUE."
+    return f"{name}: required. Give {name}=CHOICE, or an experiment: +experiment=NAME."
+
+
+def _nearest(name: str) -> str:
+    """`Did you mean trainer.lr?`: the nearest of its group, else of that name elsewhere, else of all, else all."""
+    import difflib
+
+    from hpcai.config.keys import all_keys, names
+
+    known, (group, _, last) = names(), name.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == group}
+    close = [siblings[word] for word in difflib.get_close_matches(last, siblings, n=1, cutoff=0.6)]
+    close = close or [key for key in known if key.rpartition(".")[2] == last]
+    close = close or difflib.get_close_matches(name, [key.name for key in all_keys()], n=1, cutoff=0.75)
+    if close:
+        return f"Did you mean {' or '.join(close[:3])}?"
+    return f"Known: {', '.join(sorted(siblings))}." if siblings else "See --help for all keys."
+
+
+def _shown(value: Any) -> str:
+    """A value as a user writes it, on one line, cut to 80 characters before it is spelt out in full."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return one_line(value[:100], 80)
+    if isinstance(value, (dict, list)) and len(value) > 20:
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, list):
+        return one_line(f"[{','.join(_shown(v) for v in value)}]", 80)
+    if isinstance(value, dict):
+        return one_line(f"{{{','.join(f'{_shown(k)}:{_shown(v)}' for k, v in value.items())}}}", 80)
+    return one_line(str(value), 80)
+
+
+# --- rules across groups: each says all it finds ------------------------------------------------------------------------------
+
+
+def _from_run(cfg: Config) -> Iterator[str]:
+    from hpcai.config.jobs import JOBS
+
+    if JOBS[cfg.job].needs_run and cfg.from_run is None:
+        yield f"job={cfg.job}: reads a trained run. Give from_run=RUN_ID or its folder."
+    if not JOBS[cfg.job].needs_run and cfg.from_run is not None:
+        yield f"from_run={_shown(cfg.from_run)}: job={cfg.job} starts anew. Leave it out; model.init_from takes weights."
+
+
+def _model(cfg: Config) -> Iterator[str]:
+    """The model is known, installed, has the dimensions, and its own options are right. evaluate and predict take the run's."""
+    from importlib.util import find_spec
+
+    from pydantic import ValidationError
+
+    from hpcai.config.registry import EXTRAS, find_model
+
+    if cfg.job != "train":
+        return
+    try:
+        spec = find_model(cfg.model.name)
+    except ConfigError as e:
+        yield str(e)
+        return
+    if spec.extra is not None and find_spec(EXTRAS.get(spec.extra, spec.extra)) is None:
+        yield f"model.name={cfg.model.name}: needs the extra {spec.extra}. Install hpcai[{spec.extra}]."
+    if cfg.model.spatial_dims not in spec.dims:
+        known = " or ".join(map(str, spec.dims))
+        yield f"model.spatial_dims={cfg.model.spatial_dims}: {cfg.model.name} takes {known}. Choose another model or value."
+    try:
+        spec.options.model_validate(cfg.model.options)
+    except ValidationError as e:
+        for fault in e.errors(include_url=False):
+            fault["loc"] = ("model", "options", *fault["loc"])
+            line = _line(fault, {})
+            if fault["type"] == "extra_forbidden":
+                line = (
+                    f"{'.'.join(map(str, fault['loc']))}: unknown. {near(str(fault['loc'][2]), [*spec.options.model_fields])}"
+                )
+            yield line
+
+
+def _sizes(cfg: Config) -> Iterator[str]:
+    size, dims = cfg.data.image_size, cfg.model.spatial_dims
+    if cfg.job == "train" and size is not None and len(size) != dims:
+        yield f"data.image_size={_shown(size)}: model.spatial_dims={dims} needs {dims} sides. Change one."
+    if cfg.data.reader != "npz" and cfg.job == "train" and dims != 2:
+        yield f"model.spatial_dims={dims}: data.reader={cfg.data.reader} reads flat images. Set it to 2."
+
+
+def _batch(cfg: Config) -> Iterator[str]:
+    ranks = cfg.resources.nodes * cfg.resources.tasks_per_node
+    need = ranks * cfg.trainer.accumulate
+    if cfg.job == "train" and cfg.trainer.batch_size < need:
+        yield (
+            f"trainer.batch_size={cfg.trainer.batch_size}: {ranks} ranks x trainer.accumulate={cfg.trainer.accumulate} "
+            f"need a sample each. Give at least {need}."
+        )
+
+
+def _splits(cfg: Config) -> Iterator[str]:
+    if cfg.job == "train" and cfg.data.reader == "csv" and cfg.data.split.by == "published" and cfg.data.split_col is None:
+        yield "data.split_col=null: data.split.by=published reads the split from a column. Name it, or take another split."
+
+
+RULES: dict[tuple[str, ...], Callable[[Config], Iterator[str]]] = {  # the keys that a rule reads: the rule
+    ("job", "from_run"): _from_run,
+    ("job", "model.name", "model.spatial_dims", "model.options"): _model,
+    ("job", "data.image_size", "data.reader", "model.spatial_dims"): _sizes,
+    ("job", "resources.nodes", "resources.tasks_per_node", "trainer.accumulate", "trainer.batch_size"): _batch,
+    ("job", "data.reader", "data.split.by", "data.split_col"): _splits,
+}

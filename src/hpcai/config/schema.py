@@ -1,0 +1,195 @@
+"""What can be configured: every key with its type, unit, default and one line of meaning, in one place.
+
+configs/*.yaml and the command line are composed into a plain dict (compose.py); these models check it, all faults at once.
+Strict: `seed=true` is no number and `name=5` no name. Nothing here can name code.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # run names become folder, job and file names
+
+
+def key(default: Any, meaning: str, *, unit: str = "", changes_result: bool = True, **limits: Any) -> Any:
+    """One configuration key. `changes_result=False` leaves it out of the run's identity."""
+    extra = {"unit": unit, "changes_result": changes_result}
+    return Field(default, description=meaning, json_schema_extra=extra, **limits)
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds a control character (newline, escape). Write it on one line.")
+    return text
+
+
+Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
+Text = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_one_line)]
+PathText = Annotated[
+    str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")
+]  # a path may hold spaces, quotes, even newlines
+
+
+class Group(BaseModel):
+    """The parent of every group: unknown keys are faults, values never change, no silent conversion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Task(Group):
+    """What is to be learnt and how the answer is read."""
+
+    name: Literal["classification"] = key("classification", "kind of task")
+    select: Literal["auc", "loss"] = key("auc", "validation score that picks the best checkpoint")
+    threshold: str = key(
+        "sensitivity>=0.95",
+        "rule for the operating point, applied to validation: sensitivity>=x, specificity>=x, youden, or a number",
+        pattern=r"^(?:(?:sensitivity|specificity)>=(?:0(?:\.\d+)?|1(?:\.0+)?)|youden|0(?:\.\d+)?|1(?:\.0+)?)$",
+    )
+
+
+class Split(Group):
+    """Which cases teach, which choose, which judge."""
+
+    by: Literal["published", "random", "kfold"] = key(
+        "published", "published: as the data says; random: by patient, stratified; kfold: fold `fold` of `folds`"
+    )
+    val_fraction: float = key(0.1, "share of patients for validation (random, kfold)", gt=0, lt=1)
+    test_fraction: float = key(0.2, "share of patients for the test (random)", gt=0, lt=1)
+    folds: int = key(5, "number of folds (kfold)", ge=2, le=100)
+    fold: int = key(0, "the fold held out as test (kfold), from 0", ge=0)
+    seed: int = key(0, "seed of the split, apart from the run's", ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Split:
+        if self.by == "kfold" and self.fold >= self.folds:
+            raise ValueError(f"fold={self.fold}: data.split.folds={self.folds}. Ask for a fold below it.")
+        if self.by == "random" and self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction + test_fraction: leave nothing to train on. Lower one.")
+        return self
+
+
+class Data(Group):
+    """Where the images lie and how they are read."""
+
+    name: Text = key("", "name of the data, for the report")
+    reader: Literal["npz", "images", "csv"] = key(
+        "npz",
+        "npz: arrays {split}_images, {split}_labels or images, labels; images: a folder of PNG/JPEG (label = "
+        "sub-folder); csv: a listing of image files",
+    )
+    path: PathText = key(..., "file or folder; `shipped:x` lies in the package")
+    sha256: str | None = key(None, "expected digest of the file (npz, csv)", pattern=r"^[0-9a-f]{64}$")
+    labels: list[Text] = key(
+        ..., "class names in order of their number; of two, the second is the positive one", min_length=2, max_length=1000
+    )
+    channels: Literal[1, 3] = key(1, "grey or colour")
+    image_size: list[int] | None = key(
+        None,
+        "resize to this (height, width) or (depth, height, width); null: as stored",
+        unit="pixel",
+        min_length=2,
+        max_length=3,
+    )
+    case_col: Text = key("case", "csv: column with the case's id")
+    path_col: Text = key("path", "csv: column with the image's path, relative to the listing")
+    label_col: Text = key("label", "csv: column with the class name")
+    patient_col: Text | None = key(None, "csv: column with the patient's id; splits then keep patients whole")
+    split_col: Text | None = key(None, "csv: column with train, val or test (split.by=published)")
+    split: Split = key(Split(), "how cases are parted")
+    eval_split: Literal["train", "val", "test", "all"] = key("test", "split that job=evaluate scores")
+    source: Text = key("", "where the data comes from, for the report")
+    licence: Text = key("", "licence of the data, for the report")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Data:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: a class is named twice. Name each once.")
+        if self.image_size is not None and not all(1 <= n <= 4096 for n in self.image_size):
+            raise ValueError(f"image_size={self.image_size}: each side lies in 1..4096 pixel. Correct it.")
+        return self
+
+
+class Model(Group):
+    """The network, by name."""
+
+    name: Name = key(
+        "resnet_small",
+        "resnet_small, or with the extra `imaging` resnet18, resnet50, densenet121, or a plug-in's (entry point hpcai.models)",
+    )
+    spatial_dims: Literal[2, 3] = key(2, "images or volumes")
+    norm: Literal["batch", "group"] = key("batch", "batch: best scores, statistics per rank; group: same on any rank count")
+    width: int = key(
+        24, "channels of the first stage (resnet_small)", ge=8, le=1024
+    )  # below 8 oneDNN corrupts memory: decisions.md
+    dropout: float = key(0.0, "dropout before the last layer", ge=0, lt=1)
+    init_from: PathText | None = key(None, "start from these weights: a run, .safetensors, or .pt (weights only)")
+    options: dict[str, Any] = key({}, "a plug-in model's own keys, checked by its own model")
+
+
+class Trainer(Group):
+    """The loop."""
+
+    epochs: int = key(10, "passes over the training cases", ge=1, le=100_000)
+    max_steps: int | None = key(None, "end after so many optimiser steps; null: no limit", ge=1)
+    batch_size: int = key(64, "samples of one optimiser step, over all ranks together", ge=1, le=1_000_000)
+    accumulate: int = key(1, "micro-batches a step; memory falls, the result stays", ge=1, le=4096)
+    optimizer: Literal["adamw", "sgd"] = key("adamw", "optimiser (sgd: Nesterov momentum 0.9)")
+    lr: float = key(1e-3, "peak learning rate", gt=0, le=100)
+    weight_decay: float = key(1e-2, "decoupled weight decay (sgd: L2)", ge=0, le=10)
+    lr_schedule: Literal["cosine", "constant"] = key("cosine", "after the warm-up: cosine to 0, or constant")
+    warmup: float = key(0.1, "share of all steps with a linearly rising rate", ge=0, lt=1)
+    clip_norm: float | None = key(None, "clip the gradient's norm; null: off", gt=0)
+    precision: Literal["float32", "float64", "bf16"] = key("float32", "bf16: autocast where the device has it")
+    compile: bool = key(False, "torch.compile the model")
+    label_smoothing: float = key(0.0, "label smoothing", ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = key("none", "balanced: inverse frequency in training, mean 1")
+    ema_decay: float = key(0.0, "exponential moving average of weights, used to evaluate; 0: off", ge=0, lt=1)
+    augment: list[Literal["affine", "intensity", "flip", "noise"]] = key([], "augmentations by name, in this order")
+    patience: int = key(0, "stop after so many validations without a better score; 0: off", ge=0)
+    validate_every: int = key(1, "epochs between validations", unit="epoch", ge=1)
+    deterministic: bool = key(True, "refuse algorithms that give other bits when run again")
+    log_every: int = key(20, "steps between lines of metrics.jsonl", unit="step", changes_result=False, ge=1)
+    checkpoint_every: int | None = key(
+        None, "steps between checkpoints; null: by time alone", unit="step", changes_result=False, ge=1
+    )
+    checkpoint_every_min: float = key(5.0, "minutes between checkpoints", unit="min", changes_result=False, gt=0, le=10_000)
+    keep_last: int = key(2, "checkpoints kept, beside the best", changes_result=False, ge=1, le=1000)
+    checkpoint_async: bool = key(False, "write checkpoints beside the loop", changes_result=False)
+
+
+class Resources(Group):
+    """What the run asks of the machine, in submitit's words."""
+
+    nodes: int = key(1, "nodes", ge=1, le=100_000)
+    tasks_per_node: int = key(1, "ranks a node", ge=1, le=1024)
+    gpus_per_node: int = key(0, "GPUs a node", ge=0, le=64)
+    cpus_per_task: int | None = key(None, "threads a rank; null: the machine's cores shared among ranks", ge=1, le=4096)
+    mem_gb: float | None = key(None, "memory a node; null: not stated", unit="GB", gt=0)
+    timeout_min: int = key(1440, "time limit; a checkpoint is written before it", unit="min", ge=1, le=525_600)
+
+
+class Cluster(Group):
+    """The machine."""
+
+    name: Name = key(..., "name of the machine")
+    executor: Literal["local"] = key("local", "submitit's executor")
+    max_nodes: int = key(1, "nodes that one run can have", ge=1)
+
+
+class Config(Group):
+    """One run, whole."""
+
+    name: Name = key(..., "name of the run; its folder is name-digest")
+    job: Literal["train", "evaluate", "predict"] = key("train", "what is done (see JOBS)")
+    from_run: PathText | None = key(None, "evaluate, predict: the trained run, by run_id or folder")
+    seed: int = key(0, "seed of weights, order, augmentation and dropout", ge=0, lt=2**31)
+    runs_dir: PathText = key("runs", "folder of run folders", changes_result=False)
+    task: Task = key(Task(), "what is to be learnt")
+    data: Data = key(..., "the images")
+    model: Model = key(Model(), "the network")
+    trainer: Trainer = key(Trainer(), "the loop")
+    resources: Resources = key(Resources(), "what the run asks of the machine", changes_result=False)
+    cluster: Cluster = key(..., "the machine", changes_result=False)

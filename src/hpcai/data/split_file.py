@@ -1,0 +1,32 @@
+"""The split is made once and lies in the run folder: who goes on, evaluates or audits reads the same cases.
+
+Needs the run's context, which splits.py (pure) does not.
+"""
+
+from __future__ import annotations
+
+from hpcai import rundir
+from hpcai.config.schema import Split
+from hpcai.context import RunContext
+from hpcai.data.cases import Cases
+from hpcai.data.splits import Splits, from_json, make_splits, to_json
+
+
+def split_once(run: RunContext, cases: Cases, cfg: Split) -> Splits:
+    """The run's split: from split.json if it is there, else made on every rank alike and written by rank 0.
+
+    Raises: DataError for a split that leaks or is empty, or a case that the data no longer has.
+    """
+    if run.dir.split.exists():
+        return from_json(rundir.read_json(run.dir.split), cases)
+    splits = make_splits(cases, cfg)
+    if run.ranks.first:
+        rundir.write_json(run.dir.split, to_json(splits, cases))
+    return splits
+
+
+def sentence(splits: Splits, cases: Cases) -> str:
+    """`5,856 cases: train 4,708 (3,494 pneumonia), val ..., no patient ids`."""
+    parts = [f"{name} {len(indices):,}" for name, indices in splits.parts().items()]
+    people = f"{len(set(cases.patients)):,} patients" if cases.patients else "no patient ids"
+    return f"{len(cases):,} cases, {people}: " + ", ".join(parts)

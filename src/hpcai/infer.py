@@ -1,0 +1,85 @@
+"""Rows of a split: validation, evaluate and predict share this path.   samples -> logits on every rank -> rows -> file
+
+Blocks of BLOCK consecutive samples are computed whole, each by one rank, so that the bits do not depend on the rank count.
+Shapes: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hpcai import rundir
+from hpcai.comm import Group
+from hpcai.context import RunContext
+from hpcai.data.cases import Cases
+from hpcai.data.samples import Samples
+from hpcai.errors import DataError
+from hpcai.metrics.rows import Rows
+from hpcai.tasks import Task
+from hpcai.trained import Trained
+
+BLOCK = 256
+
+
+@torch.no_grad()
+def logits_of(model: Callable[[Tensor], Tensor] | nn.Module, samples: Samples, classes: int, group: Group) -> Tensor:
+    """(N, K) on every rank, float as the samples; collective. The model is in eval mode."""
+    out = torch.zeros(len(samples), classes, dtype=samples.dtype, device=group.device)
+    for at in range(group.rank * BLOCK, len(samples), group.size * BLOCK):
+        block = torch.arange(at, min(at + BLOCK, len(samples)))
+        out[at : at + BLOCK] = model(samples.batch(block)[0]).to(out.dtype)
+    return group.sum_(out)  # each entry is one rank's number and zeros: exact
+
+
+def rows_of(task: Task, cases: Cases, indices: NDArray[np.int64], logits_NK: Tensor) -> list[dict[str, Any]]:
+    """One row a case of `indices`."""
+    patients = [cases.patients[i] for i in indices] if cases.patients else None
+    return task.rows([cases.ids[i] for i in indices], patients, cases.labels[indices].tolist(), logits_NK.cpu())
+
+
+def as_table(rows: Sequence[dict[str, Any]]) -> Rows:
+    """Rows as the arrays that metrics read."""
+    patients = [r["patient"] for r in rows]
+    return Rows(
+        case=[r["case"] for r in rows],
+        patient=None if any(p is None for p in patients) else patients,
+        label=np.array([-1 if r["label"] is None else r["label"] for r in rows], dtype=np.int64),
+        scores=np.array([r["scores"] for r in rows], dtype=np.float64),
+    )
+
+
+def write_rows(run: RunContext, split: str, rows: Sequence[dict[str, Any]]) -> None:
+    """The whole split by rank 0: all of it or nothing."""
+    if run.ranks.first:
+        run.fence()
+        text = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows)
+        rundir.write_bytes(run.dir.rows_file(split, 0), text.encode())
+
+
+@torch.no_grad()
+def logits_of_cases(
+    trained: Trained, cases: Cases, indices: NDArray[np.int64], dtype: torch.dtype, failed: dict[int, str]
+) -> tuple[list[int], Tensor]:
+    """The cases among `indices` that could be read, and their logits (n, K); the others go into `failed` with a reason."""
+    pixels: dict[int, NDArray[Any]] = {}
+    wanted = (len(trained.scaling.mean), *trained.size)
+    for i in indices.tolist():
+        try:
+            x = cases.read(i)
+            if x.shape != wanted:
+                raise DataError(f"data.image_size: row {i} has shape {x.shape}, the model takes {wanted}.")
+            pixels[i] = x
+        except DataError as e:
+            failed[i] = str(e)
+    device = next(trained.model.parameters()).device
+    if not pixels:
+        return [], torch.zeros(0, len(trained.labels), dtype=dtype)
+    x_NC = torch.from_numpy(np.stack(list(pixels.values()))).to(device)
+    return list(pixels), trained.model(trained.scaling.apply(x_NC, dtype))

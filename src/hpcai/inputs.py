@@ -1,0 +1,109 @@
+"""The files that a run reads, and their digests.   config's data -> [Input] -> data.json -> checked again when read
+
+Standard library only: the submitter calls it on a login node. No message names an image file: file names can name patients.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import hpcai
+from hpcai.config.schema import Data
+from hpcai.errors import DataError, near, one_line
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+SHIPPED = Path(hpcai.__file__).parent / "shipped"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file as it was at submission."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+def locate(path: str) -> Path:
+    """The absolute path that `data.path` means; `shipped:x` is the package's own.
+
+    Raises: DataError for a shipped file that is not shipped.
+    """
+    if not path.startswith("shipped:"):
+        return Path(path).expanduser().absolute()
+    file = SHIPPED / path.removeprefix("shipped:")
+    if ".." in Path(path).parts or not file.resolve().is_relative_to(SHIPPED.resolve()) or not file.exists():
+        shipped = ["shipped:" + str(f.relative_to(SHIPPED)) for f in sorted(SHIPPED.glob("*/*.npz"))]
+        raise DataError(f"data.path={one_line(path, 80)}: is not shipped. {near(path, shipped)}")
+    return file
+
+
+def fingerprint(data: Data) -> list[Input]:
+    """Every file behind `data` with its digest, sorted by path; `data.path` is absolute.
+
+    Raises: DataError if something is missing, is no plain file, or has another digest than `data.sha256`.
+    """
+    files = list_files(data)
+    with ThreadPoolExecutor(4) as pool:
+        inputs = list(pool.map(digest_file, files))
+    if data.sha256 is not None and inputs[0].sha256 != data.sha256:
+        raise DataError(
+            f"data.sha256={data.sha256[:12]}...: the file has {inputs[0].sha256[:12]}... "
+            "Get the right file, or state its digest."
+        )
+    return inputs
+
+
+def list_files(data: Data) -> list[Path]:
+    """The files behind `data`: the npz; the images below a folder; or the listing, then what it lists.
+
+    Raises: DataError.
+    """
+    path = Path(data.path)
+    shown = f"data.path={one_line(data.path, 120)}"
+    if not path.exists():
+        raise DataError(f"{shown}: does not exist. Give the file or folder with data.path=...")
+    if data.reader == "images":
+        if not path.is_dir():
+            raise DataError(f"{shown}: is no folder. data.reader=images reads a folder of PNG and JPEG files.")
+        images = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        if not images:
+            raise DataError(f"{shown}: holds no {', '.join(IMAGE_SUFFIXES)} file. Check the folder.")
+        return images
+    if not path.is_file():
+        raise DataError(f"{shown}: is no plain file. data.reader={data.reader} reads one.")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{shown}: may not be read. Ask for the right to read it.")
+    return [path, *_listed(path, data.path_col)] if data.reader == "csv" else [path]
+
+
+def _listed(listing: Path, path_col: str) -> list[Path]:
+    """The files that a listing names and that exist; what is wrong with the others is the reader's to say, by row."""
+    with listing.open(newline="", encoding="utf-8-sig", errors="replace") as f:
+        head = f.readline()
+        f.seek(0)
+        rows = csv.DictReader(f, delimiter=";" if head.count(";") > head.count(",") else ",")
+        names = [row.get(path_col) for row in rows]
+    return sorted({listing.parent / n for n in names if n and (listing.parent / n).is_file()})
+
+
+def digest_file(path: Path) -> Input:
+    """`path` with its size and sha256.
+
+    Raises: DataError if it is no plain file (a FIFO would block) or cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as f:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise DataError("data.path: an input is no plain file (a pipe, a folder, a device). Remove it.")
+            sha = hashlib.file_digest(f, "sha256").hexdigest()
+            return Input(str(path), os.fstat(fd).st_size, sha)
+    except OSError as e:
+        raise DataError(f"data.path: an input cannot be read ({e.strerror}). Check its rights.") from e

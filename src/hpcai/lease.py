@@ -1,0 +1,180 @@
+"""Who owns a run, and what became of it: one folder a life, numbered from 1; the number is the fencing token.
+
+    lives/0003/owner.json     who took it: host, pid, process start, ranks            renamed into place: the first one wins
+    lives/0003/rank0.jsonl    begin, progress, warning, end of each rank              appended by that rank alone
+    lives/0003/beat           touched every 10 s by rank 0                            for readers on another host
+
+A life is taken by renaming a prepared folder to the next number. rename(2) fails on a folder that is not empty, on every file
+system that clusters use, so of two launches at the same moment one wins. Nothing is ever taken over or deleted: the run's last
+life is its state. Standard library; psutil at use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hpcai.errors import OwnedError
+from hpcai.rundir import RunDir, append_lines, read_json, read_lines, write_json
+
+BEAT_S = 10.0  # rank 0 touches `beat` so often
+SILENT_S = 120.0  # silent on another host for so long: taken for dead. 12 beats: a busy file system delays some
+State = Literal["new", "pending", "running", "completed", "stopped", "failed", "lost"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the records say. `code` and `message` are the verdict of a run that ended; `step` the last one on record."""
+
+    state: State
+    life: int = 0
+    code: int | None = None
+    message: str = ""
+    owner: str = ""
+    step: int | None = None
+    ended: float | None = None
+
+
+def last_life(run: RunDir) -> int:
+    """The number of the newest life, 0 if there is none."""
+    try:
+        return max((int(f.name) for f in run.lives.iterdir() if f.name.isdigit()), default=0)
+    except FileNotFoundError:
+        return 0
+
+
+def life_dir(run: RunDir, life: int) -> Path:
+    """The folder of one life."""
+    return run.lives / f"{life:04d}"
+
+
+def take(run: RunDir, ranks: int) -> int:
+    """Starts the next life of a run that nobody runs, for this process; returns its number.
+
+    Raises: OwnedError if somebody runs it, or took it at this moment.
+    """
+    state = read_state(run)
+    if state.state in ("pending", "running"):
+        raise OwnedError(f"run={run.path.name}: {state.owner} runs it. Wait for it, or stop it by SIGTERM to that process.")
+    life = state.life + 1
+    run.lives.mkdir(parents=True, exist_ok=True)
+    beside = run.lives / f".{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
+    beside.mkdir()
+    try:
+        (beside / "owner.json").write_text(json.dumps({**me(), "ranks": ranks, "time": time.time()}), "utf-8")
+        beside.rename(life_dir(run, life))
+    except OSError as e:
+        shutil.rmtree(beside, ignore_errors=True)
+        if not life_dir(run, life).exists():
+            raise
+        raise OwnedError(f"run={run.path.name}: another launch was faster. Wait for it.") from e
+    return life
+
+
+def fence(run: RunDir, life: int) -> None:
+    """Raises: OwnedError if `life` is not the run's newest."""
+    newest = last_life(run)
+    if newest != life:
+        raise OwnedError(f"run={run.path.name}: life {newest} runs it now, this is life {life}. Nothing was written.")
+
+
+def append(run: RunDir, life: int, rank: int, event: str, **facts: object) -> None:
+    """One record of one rank: written to the disk before this returns."""
+    record: Mapping[str, Any] = {"event": event, "time": time.time(), "rank": rank, **facts}
+    append_lines(life_dir(run, life) / f"rank{rank}.jsonl", [record], sync=True)
+
+
+def records(run: RunDir, life: int) -> dict[int, list[dict[str, Any]]]:
+    """Every rank's records of one life."""
+    files = life_dir(run, life).glob("rank*.jsonl")
+    return {int(f.stem.removeprefix("rank")): list(read_lines(f)) for f in files}
+
+
+def beat(run: RunDir, life: int) -> None:
+    """Says `still here` to readers on other hosts."""
+    (life_dir(run, life) / "beat").touch()
+
+
+def hand_over(run: RunDir, life: int, pid: int) -> None:
+    """Makes process `pid`, which starts the ranks, the owner: the run outlives the launcher."""
+    import psutil
+
+    path = life_dir(run, life) / "owner.json"
+    write_json(path, {**read_json(path), "pid": pid, "started": psutil.Process(pid).create_time()})
+
+
+def read_state(run: RunDir, *, owner_gone: bool = False) -> RunState:
+    """The run's state from its own records alone; a process that vanished without an end record makes it `lost`.
+
+    `owner_gone`: the caller knows that no process of this life is left.
+    """
+    life = last_life(run)
+    if life == 0:
+        return RunState("new")
+    owner = read_json(life_dir(run, life) / "owner.json")
+    who = f"process {owner['pid']} on {owner['host']}"
+    told = records(run, life)
+    ends = [r for rank in told.values() for r in rank if r["event"] == "end"]
+    step = max((r["step"] for rank in told.values() for r in rank if r.get("step") is not None), default=None)
+    if len(ends) >= owner["ranks"]:
+        return _verdict(ends, life, who, step)
+    begun = [r for rank in told.values() for r in rank if r["event"] == "begin"]
+    ended = {r["rank"] for r in ends}
+    if not owner_gone and any(_alive(r, run, life) for r in begun if r["rank"] not in ended):
+        return RunState("running", life, owner=who, step=step)
+    if not owner_gone and _alive(owner, run, life):
+        return RunState("running" if begun else "pending", life, owner=who, step=step)
+    if any(r["code"] for r in ends):
+        worst = _verdict([r for r in ends if r["code"]], life, who, step)
+        if worst.state == "failed" and not worst.message.startswith("collateral: "):
+            return worst
+    missing = sorted(set(range(owner["ranks"])) - ended)
+    text = f"run.rank={missing[0]}: ended without a word (killed, or out of memory). The same command goes on."
+    return RunState("lost", life, 5, text, who, step)
+
+
+def _verdict(ends: list[dict[str, Any]], life: int, who: str, step: int | None) -> RunState:
+    """Of many ends the verdict: a stated error before a stop, a stop before what merely followed from a lost peer."""
+
+    def weight(end: dict[str, Any]) -> tuple[int, float]:
+        if end["code"] == 0:
+            return (3, end["time"])
+        if end.get("collateral"):
+            return (2, end["time"])
+        return (1 if end["code"] >= 128 else 0, end["time"])
+
+    end = min(ends, key=weight)
+    code = int(end["code"])
+    state: State = "completed" if code == 0 else "stopped" if code >= 128 else "failed"
+    message = ("collateral: " if end.get("collateral") else "") + end.get("message", "")
+    return RunState(state, life, code, message, who, step, max(e["time"] for e in ends))
+
+
+def me() -> dict[str, Any]:
+    """host, pid and start of this process: pids are reused, a pid with its start is not."""
+    import psutil
+
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _alive(who: Mapping[str, Any], run: RunDir, life: int) -> bool:
+    if who["host"] != socket.gethostname():
+        try:
+            return bool(time.time() - (life_dir(run, life) / "beat").stat().st_mtime < SILENT_S)
+        except FileNotFoundError:
+            return bool(time.time() - who["time"] < SILENT_S)
+    import psutil
+
+    try:
+        process = psutil.Process(who["pid"])
+        same = abs(process.create_time() - who["started"]) < 0.05  # a reused pid has another start
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

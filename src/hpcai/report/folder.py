@@ -1,0 +1,136 @@
+"""What a run folder says, read once: files -> Folder. Ids of cases and patients stay in `rows` and `split.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hpcai import lease
+from hpcai.errors import RunError
+from hpcai.metrics.classification import Threshold
+from hpcai.metrics.rows import Rows, read_rows
+from hpcai.rundir import RunDir, read_json, read_lines
+
+Json = dict[str, Any]
+SPLITS = ["test", "val", "train", "all"]  # in the order of interest
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files of a run; what is absent is empty or None."""
+
+    run_id: str
+    config: Json
+    config_text: str
+    plan: Json
+    environment: Json
+    data: Json
+    split: Json  # counts, classes, duplicates, patients
+    threshold: Threshold | None
+    metrics: list[Json]
+    lives: list[list[Json]]  # a life's records, all ranks, in order of time
+    failed: int
+    rows: dict[str, Rows]
+
+    @property
+    def job(self) -> str:
+        """train, evaluate or predict."""
+        return str(self.config.get("job", "train"))
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each class; its number where config and rows disagree."""
+        names = [str(name) for name in self.config.get("data", {}).get("labels", [])]
+        classes = {rows.classes for rows in self.rows.values()} or {len(names)}
+        return names if classes == {len(names)} else [f"class {k}" for k in range(max(classes))]
+
+    @property
+    def labelled(self) -> dict[str, Rows]:
+        """The splits whose true classes are known, the most interesting first."""
+        return {split: rows.labelled() for split, rows in self.rows.items() if (rows.label >= 0).any()}
+
+    @property
+    def ranks(self) -> int:
+        """Processes that the run asked for."""
+        asked = self.plan.get("resources") or self.config.get("resources") or {}
+        return int(asked.get("nodes", 1)) * int(asked.get("tasks_per_node", 1))
+
+
+def read_folder(run: RunDir) -> Folder:
+    """Everything that the report is made of.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    config_text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
+    plan = _json(run.plan)
+    split = _json(run.split)
+    return Folder(
+        run_id=str(plan.get("run_id", run.path.name)),
+        config=_yaml(config_text),
+        config_text=config_text,
+        plan=plan,
+        environment=_json(run.environment),
+        data=_json(run.data),
+        split={key: split[key] for key in ("by", "counts", "classes", "duplicates", "patients") if key in split},
+        threshold=_threshold(_json(run.threshold)),
+        metrics=_lines(run.metrics),
+        lives=_lives(run),
+        failed=len({str(line.get("case")) for file in run.failed_files() for line in _lines(file)}),
+        rows={split: read_rows(run, split) for split in _splits(run) if _any_row(run, split)},
+    )
+
+
+def _json(path: Path) -> Json:
+    if not path.exists():
+        return {}
+    try:
+        value = read_json(path)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise RunError(f"{path.name}: is damaged. Start the run anew.")
+    return value
+
+
+def _yaml(text: str) -> Json:
+    try:
+        value = yaml.safe_load(text) or {}
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise RunError("config.yaml: is damaged. Start the run anew.")
+    return value
+
+
+def _lines(path: Path) -> list[Json]:
+    try:
+        return list(read_lines(path))
+    except ValueError:
+        raise RunError(f"{path.name}: a line is damaged. Start the run anew.") from None
+
+
+def _threshold(value: Json) -> Threshold | None:
+    known = {field.name for field in fields(Threshold)}
+    return Threshold(**{key: v for key, v in value.items() if key in known}) if value else None
+
+
+def _lives(run: RunDir) -> list[list[Json]]:
+    try:
+        told = [lease.records(run, life) for life in range(1, lease.last_life(run) + 1)]
+    except ValueError:
+        raise RunError("lives: a record is damaged. Start the run anew.") from None
+    lives = [[record for rank in sorted(ranks) for record in ranks[rank]] for ranks in told]
+    return [sorted(life, key=lambda record: float(record["time"])) for life in lives if life]
+
+
+def _splits(run: RunDir) -> list[str]:
+    found = {path.name.split(".rank")[0] for path in run.rows.glob("*.rank*.jsonl")}
+    return sorted(found, key=lambda split: ([*SPLITS, split].index(split), split))
+
+
+def _any_row(run: RunDir, split: str) -> bool:
+    return any(True for file in run.row_files(split) for _ in read_lines(file))

@@ -1,0 +1,139 @@
+"""Folder -> report.json: what was asked, the answer, its numbers, what they cost and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from hpcai.metrics.classification import confusion, estimates
+from hpcai.report.cautions import cautions
+from hpcai.report.folder import Folder, Json
+from hpcai.report.words import named, number, place
+from hpcai.rundir import VERSION
+
+
+def summarize(folder: Folder) -> Json:
+    """report.json, with every number in full. Its keys are described in docs/run-folder.md."""
+    found = [e for split, rows in folder.labelled.items() for e in estimates(rows, split, folder.threshold)]
+    report: Json = {
+        "version": VERSION,
+        "run_id": folder.run_id,
+        "name": folder.config.get("name", folder.run_id),
+        "job": folder.job,
+        "question": _question(folder),
+        "answer": "",
+        "estimates": [asdict(e) for e in found],
+        "threshold": asdict(folder.threshold) if folder.threshold else None,
+        "labels": folder.labels,
+        "confusion": {s: confusion(rows, folder.threshold).tolist() for s, rows in folder.labelled.items()},
+        "splits": _splits(folder),
+        "duplicates": folder.split.get("duplicates", {}),
+        "failed": folder.failed,
+        "warnings": cautions(folder, found),
+        "cost": _cost(folder),
+        "provenance": _provenance(folder),
+    }
+    return report | {"answer": _answer(folder, report)}
+
+
+def _question(folder: Folder) -> str:
+    model, data = folder.config.get("model", {}), folder.config.get("data", {})
+    what, labels = data.get("name") or "the given data", folder.labels
+    apart = f"{labels[1]} from {labels[0]}" if len(labels) == 2 else f"{len(labels)} classes apart"
+    origin = Path(str(folder.config.get("from_run") or "?")).name
+    if folder.job == "evaluate":
+        return f"How well does {origin} tell {apart} on {what}?"
+    if folder.job == "predict":
+        return f"Which class does {origin} give to each case of {what}?"
+    return f"Can {model.get('name', 'the model')}, trained on {what}, tell {apart}?"
+
+
+def _answer(folder: Folder, report: Json) -> str:
+    if folder.job == "predict":
+        scored = sum(len(rows.case) for rows in folder.rows.values())
+        failed = f", {folder.failed:,} could not be read" if folder.failed else ""
+        return f"{scored:,} cases scored{failed}."
+    if not report["estimates"]:
+        return "No scores: the run did not come so far."
+    first = report["estimates"][0]
+    name = named(first, folder.labels)
+    if first["value"] is None:
+        return f"{name} on {first['n']:,} {place(first['split'])} cases is {first['method']}."
+    interval = f"95 % interval {number(first['low'])} to {number(first['high'])}"
+    return f"{name} {number(first['value'])} ({interval}) on {first['n']:,} {place(first['split'])} cases."
+
+
+def _splits(folder: Folder) -> Json:
+    """For each split its cases, patients and cases a class: as split.json says, else as the rows do."""
+    counts, labels = folder.split.get("counts"), folder.labels
+    if counts:
+        names = {str(k): label for k, label in enumerate(labels)} | {label: label for label in labels}
+        classes, patients = folder.split.get("classes") or {}, folder.split.get("patients") or {}
+        named_classes = {s: {names.get(k, k): n for k, n in each.items()} for s, each in classes.items()}
+        return {s: _split(n, patients.get(s), named_classes.get(s, {})) for s, n in counts.items()}
+    found = {}
+    for split, rows in folder.rows.items():
+        known = np.bincount(rows.label[rows.label >= 0], minlength=rows.classes)
+        classes = dict(zip(labels, map(int, known))) if known.any() else {}
+        patients = None if rows.patient is None else len(set(rows.patient))
+        found[split] = _split(len(rows.case), patients, classes)
+    return found
+
+
+def _split(cases: int, patients: int | None, classes: Json) -> Json:
+    return {"cases": cases, "patients": patients, "classes": classes}
+
+
+def _cost(folder: Folder) -> Json:
+    """Time that ranks ran, over all lives. The `end` record does not count: it comes after the report."""
+    begins = [life[0]["time"] for life in folder.lives if "time" in life[0]]
+    wall_s = 0.0
+    for begin, after in pairwise([*begins, math.inf]):
+        seen = [r.get("time", begin) for life in folder.lives for r in life if r.get("event") != "end"]
+        seen += [line.get("time", begin) for line in folder.metrics]
+        wall_s += max([t for t in seen if begin <= t < after], default=begin) - begin
+    speeds = [line["samples_s"] for line in folder.metrics if line.get("samples_s") is not None]
+    return {
+        "begun": begins[0] if begins else None,
+        "wall_s": round(wall_s, 3) if wall_s else None,
+        "samples_s": median(speeds) if speeds else None,
+        "steps": max((line.get("step", 0) for line in folder.metrics), default=None),
+        "epochs": max((line.get("epoch", 0) for line in folder.metrics), default=None),
+        "ranks": folder.ranks,
+        "restarts": max(0, len(folder.lives) - 1),
+    }
+
+
+def _provenance(folder: Folder) -> Json:
+    environment = folder.environment
+    return {
+        "seed": folder.config.get("seed"),
+        "from_run": folder.config.get("from_run"),
+        "data": {key: folder.data.get(key) for key in ("name", "source", "licence")} | {"files": _files(folder)},
+        "code_sha256": environment.get("code_sha256"),
+        "git": environment.get("git"),
+        "python": environment.get("python"),
+        "hpcai": environment.get("hpcai"),
+        "machine": environment.get("machine"),
+        "packages": environment.get("packages", []),
+    }
+
+
+def _files(folder: Folder) -> list[Json]:
+    """The file that `data.path` names, then all others as one line: the name of an image can name a patient."""
+    stated = folder.config.get("data", {})
+    path = Path(str(stated.get("path", "")))
+    files = folder.data.get("files", [])
+    named_file = [f for f in files[:1] if stated.get("reader") != "images" and Path(f["path"]).name == path.name]
+    others = files[len(named_file) :]
+    if not others:
+        return named_file
+    digest = hashlib.sha256("".join(sorted(f["sha256"] for f in others)).encode()).hexdigest()
+    total = sum(f["bytes"] for f in others)
+    return [*named_file, {"path": f"{len(others):,} images", "bytes": total, "sha256": digest}]

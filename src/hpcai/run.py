@@ -1,0 +1,145 @@
+"""`python -m hpcai.run +experiment=NAME [key=value ...]`: arguments -> compose -> check -> plan -> submit -> watch.
+
+The words are Hydra's; the exit codes stand in errors.py. Starts light: neither torch nor numpy before the job's own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from hpcai.errors import ConfigError, Faults, HpcaiError, one_line
+
+if TYPE_CHECKING:
+    from hpcai.config.schema import Config
+    from hpcai.inputs import Input
+    from hpcai.plan import JobPlan
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our few options and Hydra's overrides.
+
+    Raises: ConfigError for an unknown option.
+    """
+    parser = _Parser(prog="python -m hpcai.run", add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--cfg", choices=["job"])
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--no-wait", action="store_true")
+    parser.add_argument("--anew", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    options, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") and "=" not in word]
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: unknown option. See --help.")
+    if options.multirun:
+        raise ConfigError("--multirun: not yet. Start one run at a time.")
+    return options, rest
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. See --help.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code. Every fault is one line on stderr."""
+    try:
+        return _run(*parse(sys.argv[1:] if argv is None else argv))
+    except HpcaiError as e:
+        print("\n".join(e.lines), file=sys.stderr)
+        return e.code
+    except KeyboardInterrupt:
+        print("stopped before it started. The same command starts it.", file=sys.stderr)
+        return 130
+    except OSError as e:
+        print(f"run: {e.strerror or e}. Free space or mend the folder, then start the same command again.", file=sys.stderr)
+        return 5
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    if options.version:
+        import hpcai
+
+        print(hpcai.__version__)
+        return 0
+    if options.help or not (overrides or options.cfg):
+        from hpcai.config.help import help_text
+
+        print(help_text(options.config_dir))
+        return 0
+    from hpcai.config.check import load
+
+    if options.cfg:
+        import yaml
+
+        print(yaml.safe_dump(load(overrides, options.config_dir).model_dump(), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    config, faults = load(overrides, options.config_dir), []
+    from hpcai.plan import make_plan
+
+    try:
+        plan, config, files = make_plan(config, anew=options.anew)
+    except HpcaiError as e:
+        raise Faults(faults + e.members) from None
+    if faults:
+        raise Faults(faults)
+    return launch(options, plan, config, files)
+
+
+def launch(options: argparse.Namespace, plan: JobPlan, config: Config, files: list[Input]) -> int:
+    """Shows the finished run, says who runs it, or starts it and watches it to its end.
+
+    Raises: OwnedError if somebody runs it; Faults if it cannot go on as it began.
+    """
+    from hpcai import lease, submit, watch
+    from hpcai.rundir import RunDir
+
+    run = RunDir(Path(plan.run_dir))
+    state = lease.read_state(run)
+    if state.state == "completed":
+        print(f"finished {watch.ago(time.time() - (state.ended or 0))}: {watch.shown(run.report_html)}")
+        for fault in submit.differences(run, plan, files):
+            print(f"note: {fault}", file=sys.stderr)
+        return 0
+    print(describe(plan, config, files))
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.dry_run:
+        print(shlex.join(submit.command(run, state.life + 1)))
+        return 0
+    os.umask(0o077)  # what is derived from patients is the user's alone
+    life = lease.take(run, plan.ranks)
+    submit.prepare(run, plan, config, files)
+    job = submit.start(run, plan, life)
+    if options.no_wait:
+        print(f"started: {watch.shown(run.path)}  log: {watch.shown(run.log(0))}")
+        return 0
+    return watch.follow(run, plan, config, job, life)
+
+
+def describe(plan: JobPlan, config: Config, files: list[Input]) -> str:
+    """The plan on one line."""
+    size = sum(f.bytes for f in files)
+    asked = plan.resources
+    parts = [
+        f"plan  {plan.run_id}",
+        plan.job,
+        f"{plan.ranks} rank{'s' * (plan.ranks > 1)} x {plan.threads} threads"
+        + (f", {asked['gpus_per_node']} GPUs" if asked["gpus_per_node"] else ""),
+        f"data: {config.data.name or 'unnamed'} ({len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:.1f} MB"
+        + (f", {config.data.licence})" if config.data.licence else ")"),
+        f"folder: {plan.run_dir}",
+    ]
+    return one_line("  ".join(parts), 1000)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

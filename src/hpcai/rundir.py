@@ -1,0 +1,200 @@
+"""Where each file of a run lies, its format and who owns it; nothing else builds these names.
+
+    RUN/
+      config.yaml  plan.json  environment.json  data.json      the submitter writes, ranks read
+      code/hpcai/                                              the package as it was at submission
+      lives/0001/{owner.json, rank0.jsonl, beat, address.json} one folder a life (see lease.py)
+      logs/rank0.log   submitit/                               what ranks say; what they print past it
+      split.json  metrics.jsonl  checkpoints/                  rank 0 (train)
+      model.json  threshold.json                               which checkpoint is the model, and where it says yes
+      rows/<split>.rank<r>.jsonl  failed.rank<r>.jsonl         one row a case
+      report.json  report.html                                 the answer
+
+JSON is UTF-8 and written beside, synced, renamed; JSON lines are appended whole lines and cut to the last newline by whoever
+goes on after a kill. docs/run-folder.md has each format. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+VERSION = 1  # of the run folder's formats; stands in plan.json
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The names inside one run folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The plan (plan.JobPlan), JSON."""
+        return self.path / "plan.json"
+
+    @property
+    def environment(self) -> Path:
+        """Python, packages with versions and licences, git, machine."""
+        return self.path / "environment.json"
+
+    @property
+    def data(self) -> Path:
+        """Name, source, licence of the data and path, bytes, sha256 of each input."""
+        return self.path / "data.json"
+
+    @property
+    def code(self) -> Path:
+        """The snapshot: this folder goes on PYTHONPATH."""
+        return self.path / "code"
+
+    @property
+    def lives(self) -> Path:
+        """One folder a life: who owned it, what its ranks did."""
+        return self.path / "lives"
+
+    @property
+    def split(self) -> Path:
+        """Case ids of train, val and test; written once."""
+        return self.path / "split.json"
+
+    @property
+    def metrics(self) -> Path:
+        """JSON lines: training (every log_every steps) and validation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """step-00000042.safetensors and its .json."""
+        return self.path / "checkpoints"
+
+    @property
+    def rows(self) -> Path:
+        """<split>.rank<r>.jsonl."""
+        return self.path / "rows"
+
+    @property
+    def model(self) -> Path:
+        """Which checkpoint is the model, its digest, labels and input; written when training has ended."""
+        return self.path / "model.json"
+
+    @property
+    def threshold(self) -> Path:
+        """The operating point, with its rule and the split it was set on."""
+        return self.path / "threshold.json"
+
+    @property
+    def report_json(self) -> Path:
+        """The answer, for programs."""
+        return self.path / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        """The answer, for people."""
+        return self.path / "report.html"
+
+    @property
+    def submitit(self) -> Path:
+        """submitit's folder: what a rank prints past its log."""
+        return self.path / "submitit"
+
+    def log(self, rank: int) -> Path:
+        """What rank `rank` says."""
+        return self.path / "logs" / f"rank{rank}.log"
+
+    def failed_file(self, rank: int) -> Path:
+        """JSON lines: cases that rank `rank` could not read (predict)."""
+        return self.path / f"failed.rank{rank}.jsonl"
+
+    def failed_files(self) -> list[Path]:
+        """Those of every rank."""
+        return sorted(self.path.glob("failed.rank*.jsonl"))
+
+    def rows_file(self, split: str, rank: int) -> Path:
+        """The rows that rank `rank` wrote of `split`."""
+        return self.rows / f"{split}.rank{rank}.jsonl"
+
+    def row_files(self, split: str) -> list[Path]:
+        """Every shard of `split`, in the order of ranks."""
+        files = self.rows.glob(f"{split}.rank*.jsonl")
+        return sorted(files, key=lambda f: int(f.name.rsplit("rank", 1)[1].split(".")[0]))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Whole or not at all, also through a crash: write beside, sync, rename, sync the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` last through a crash of the machine."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON; NaN is refused (it is no JSON)."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value in `path`."""
+    return json.loads(path.read_bytes())
+
+
+def append_lines(path: Path, values: list[Mapping[str, Any]], *, sync: bool = False) -> None:
+    """Appends one JSON line a value, in one write; `sync` waits for the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(v, ensure_ascii=False, allow_nan=False) + "\n" for v in values)
+    with path.open("ab") as f:
+        f.write(text.encode())
+        f.flush()
+        if sync:
+            os.fsync(f.fileno())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The values of a JSON lines file, without a last line that a kill has torn; nothing if it is absent."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in data[: data.rfind(b"\n") + 1].splitlines():
+        if line.strip():
+            yield json.loads(line)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cuts an append-only file to its last newline, so that the next line starts a line."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as f:
+        data = f.read()
+        f.truncate(data.rfind(b"\n") + 1)
+
+
+def read_digests(run: RunDir) -> dict[str, str]:
+    """{absolute path: sha256} of the inputs at submission, from data.json."""
+    return {f["path"]: f["sha256"] for f in read_json(run.data)["files"]}

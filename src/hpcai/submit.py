@@ -1,0 +1,197 @@
+"""From a plan to a running job.   JobPlan -> lease -> run folder -> submitit -> `python -m hpcai.worker RUN_DIR` on each rank
+
+submitit is given one command and nothing to pickle: results are files of the run folder, and a person can type the same line.
+Never imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hpcai
+from hpcai import cluster, lease, rundir
+from hpcai.config.schema import Config
+from hpcai.errors import DataError, Faults, HpcaiError, PlanError
+from hpcai.inputs import Input
+from hpcai.plan import JobPlan
+from hpcai.rundir import RunDir
+
+PACKAGE = Path(hpcai.__file__).parent
+NOT_FROZEN = ("__pycache__", "shipped")  # shipped data is an input with a digest, not code
+
+
+def differences(run: RunDir, plan: JobPlan, files: list[Input]) -> Iterator[HpcaiError]:
+    """What differs between a prepared run folder and the same command today, as faults; nothing if nothing does."""
+    then = rundir.read_json(run.environment)
+    cure = "--anew starts another folder."
+    if then["code_sha256"] != code_digest():
+        yield PlanError(f"run={plan.run_id}: hpcai's code has changed since it was submitted. {cure}")
+    now = versions()
+    changed = [f"{n} {v} -> {now.get(n, 'gone')}" for n, v in then["versions"].items() if now.get(n) != v]
+    if changed:
+        yield PlanError(f"run={plan.run_id}: versions have changed: {', '.join(changed[:5])}. {cure}")
+    if [f["sha256"] for f in rundir.read_json(run.data)["files"]] != [f.sha256 for f in files]:
+        yield DataError(f"run={plan.run_id}: the data has changed since it was submitted. {cure}")
+    ranks = rundir.read_json(run.plan)["resources"]
+    before = ranks["nodes"] * ranks["tasks_per_node"]
+    if before != plan.ranks:
+        yield PlanError(f"run={plan.run_id}: it began on {before} ranks, not {plan.ranks}. Ask for {before}, or {cure}")
+
+
+def prepare(run: RunDir, plan: JobPlan, config: Config, files: list[Input]) -> None:
+    """Writes the run folder, or what may change in one that goes on; plan.json last: it says that the rest is whole.
+
+    Raises: Faults if an unfinished run would go on with other code, versions, data or ranks.
+    """
+    if run.plan.is_file():
+        if faults := list(differences(run, plan, files)):
+            raise Faults(faults)
+    else:
+        shutil.rmtree(run.code, ignore_errors=True)
+        shutil.copytree(PACKAGE, run.code / "hpcai", ignore=shutil.ignore_patterns(*NOT_FROZEN))
+        rundir.write_json(run.environment, environment())
+        data = {"name": config.data.name, "source": config.data.source, "licence": config.data.licence}
+        rundir.write_json(run.data, {**data, "files": [asdict(f) for f in files]})
+    rundir.write_bytes(run.config, _yaml(config))
+    rundir.write_json(run.plan, plan.to_json())
+
+
+def start(run: RunDir, plan: JobPlan, life: int) -> Any:
+    """Starts the ranks by submitit; returns its job, whose `_process` is the controller that holds them.
+
+    SIGINT and SIGHUP are ignored round the start and so by the controller: Ctrl-C at a terminal reaches the launcher and the
+    ranks, which stop between two steps; submitit's own answer to it would kill them a second later.
+    """
+    executor = _executor(run, plan, life)
+    held = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        job = executor._submit_command(executor._submitit_command_str)
+    finally:
+        for signum, handler in held.items():
+            signal.signal(signum, handler)
+    lease.hand_over(run, life, job._process.pid)
+    return job
+
+
+def command(run: RunDir, life: int) -> list[str]:
+    """The one line that starts a rank."""
+    paths = os.pathsep.join(p for p in (str(run.code), os.environ.get("PYTHONPATH", "")) if p)
+    return [
+        "env", f"PYTHONPATH={paths}", f"HPCAI_LIFE={life}",
+        sys.executable, "-P", "-u", "-m", "hpcai.worker", str(run.path),
+    ]  # fmt: skip
+
+
+def _executor(run: RunDir, plan: JobPlan, life: int) -> Any:
+    from submitit.local.local import LocalExecutor
+
+    class CommandExecutor(LocalExecutor):  # type: ignore[misc]
+        """submitit's local executor, running our command in place of its pickle runner."""
+
+        @property
+        def _submitit_command_str(self) -> str:
+            return shlex.join(command(run, life))
+
+    run.submitit.mkdir(exist_ok=True)
+    executor = CommandExecutor(run.submitit)
+    asked = plan.resources
+    executor.update_parameters(
+        tasks_per_node=asked["tasks_per_node"],
+        gpus_per_node=asked["gpus_per_node"],
+        timeout_min=asked["timeout_min"],
+        signal_delay_s=min(60, asked["timeout_min"] * 30),
+    )
+    return executor
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: Python, packages with licences, git, code digest, machine."""
+    return {
+        "python": platform.python_version(),
+        "hpcai": hpcai.__version__,
+        "packages": list(_packages()),
+        "versions": versions(),
+        "git": _git(),
+        "code_sha256": code_digest(),
+        "machine": asdict(cluster.read_machine()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a result: Python's, and of the packages that hpcai itself requires and plug-ins."""
+    names = {re.split(r"[\s<>=!~;\[]", r)[0] for r in metadata.requires("hpcai") or () if "extra ==" not in r}
+    names |= {e.dist.name for e in metadata.entry_points(group="hpcai.models") if e.dist} | {"monai"}
+    found = {"python": platform.python_version()}
+    for name in sorted(names):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code_digest() -> str:
+    """sha256 over names and contents of the package's files, as a snapshot would hold them."""
+    sha = hashlib.sha256()
+    for folder, folders, names in os.walk(PACKAGE, followlinks=True):
+        folders[:] = sorted(d for d in folders if d not in NOT_FROZEN)
+        for name in sorted(names):
+            path = Path(folder, name)
+            sha.update(f"{path.relative_to(PACKAGE)}\0{path.stat().st_size}\0".encode())
+            sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+def _packages() -> Iterator[dict[str, str]]:
+    seen: dict[str, dict[str, str]] = {}
+    for dist in metadata.distributions():
+        facts: Any = dist.metadata
+        name = facts["Name"]
+        if name and name.lower() not in seen:
+            licence = facts.get("License-Expression") or _classified(facts.get_all("Classifier")) or facts.get("License") or "?"
+            seen[name.lower()] = {"name": name, "version": dist.version, "licence": licence.strip().splitlines()[0][:80]}
+    return iter(seen[k] for k in sorted(seen))
+
+
+def _classified(classifiers: list[str] | None) -> str:
+    prefix = "License :: "
+    return ", ".join(c.rsplit(" :: ", 1)[-1] for c in classifiers or () if c.startswith(prefix))
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and the digest of uncommitted edits of the checkout that hpcai runs from; None for an installed one."""
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", "-C", str(PACKAGE), *words], capture_output=True, check=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        commit = git("rev-parse", "HEAD").decode().strip()
+        diff = git("diff", "HEAD", "--binary")
+        return {
+            "commit": commit,
+            "dirty": bool(git("status", "--porcelain").strip()),
+            "diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _yaml(config: Config) -> bytes:
+    import yaml
+
+    text: str = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return text.encode()

@@ -1,0 +1,171 @@
+"""From a started run to the launcher's exit code: stream rank 0's words, pass signals on, read the verdict.
+
+Standard output gets what rank 0 says, one live line on a terminal, and the answer; standard error gets what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from hpcai import lease
+from hpcai.config.schema import Config
+from hpcai.context import STOP_SIGNALS
+from hpcai.errors import one_line
+from hpcai.plan import JobPlan
+from hpcai.rundir import RunDir, read_json
+
+POLL_S = 0.1
+AGAIN_S = 2.0  # a stop is asked for again so often: a rank may not have been ready for the first
+
+
+def follow(run: RunDir, plan: JobPlan, config: Config, job: Any, life: int) -> int:
+    """Waits for the run's end, shows it, returns the exit code.
+
+    Ctrl-C, SIGTERM and SIGUSR2 are passed on as one SIGTERM to submitit's controller, which forwards it; the launcher waits
+    for the checkpoint and exits with 128 + its own signal.
+    """
+    asked: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if not asked:
+            asked.append(signum)
+
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, note)
+    screen = Screen(run, config, Path(job.paths.folder) / f"{job.job_id}_0_log.out")
+    sent = 0.0
+    while job._process.poll() is None:
+        screen.update()
+        if asked and time.monotonic() - sent > AGAIN_S and _all_begun(run, life, plan.ranks):
+            job._process.send_signal(signal.SIGTERM)
+            sent = time.monotonic()
+        time.sleep(POLL_S)
+    screen.close()
+    return conclude(run, asked[0] if asked else None)
+
+
+def _all_begun(run: RunDir, life: int, ranks: int) -> bool:
+    """Every rank has its own signal handlers from its begin record on; before it, SIGTERM would just end it."""
+    return sum(any(r["event"] == "begin" for r in told) for told in lease.records(run, life).values()) >= ranks
+
+
+def conclude(run: RunDir, signum: int | None = None) -> int:
+    """Shows the verdict that the records give and returns its exit code. `signum`: the launcher was asked to stop."""
+    state = lease.read_state(run, owner_gone=True)
+    if state.state == "completed":
+        show_answer(run)
+        return 0
+    if signum is not None and state.state in ("stopped", "lost"):
+        message = state.message if state.state == "stopped" else "stopped before its first step. The same command starts it."
+        print(message, file=sys.stderr)
+        return 128 + signum
+    print(state.message or f"run={run.path.name}: failed. Its log has more.", file=sys.stderr)
+    print(f"log: {shown(run.log(0))}", file=sys.stderr)
+    return state.code or 1
+
+
+def show_answer(run: RunDir) -> None:
+    """The answer with its interval and where the report lies."""
+    if run.report_json.is_file():
+        report = read_json(run.report_json)
+        print(report["answer"])
+        for warning in report.get("warnings", [])[:5]:
+            print(f"note: {warning}")
+    print(f"report: {shown(run.report_html)}")
+
+
+def shown(path: Path) -> str:
+    """`path` as a person at this prompt would type it."""
+    try:
+        return one_line(str(path.relative_to(Path.cwd())))
+    except ValueError:
+        return one_line(str(path))
+
+
+def ago(seconds: float) -> str:
+    """`2 min ago`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def duration(seconds: float) -> str:
+    """`1 h 10 min`, `1 min 40 s`, `7 s`."""
+    s = round(seconds)
+    if s >= 3600:
+        return f"{s // 3600} h {s % 3600 // 60} min"
+    return f"{s // 60} min {s % 60} s" if s >= 60 else f"{s} s"
+
+
+class Screen:
+    """What rank 0 prints, as it comes; on a terminal with one live line below it."""
+
+    def __init__(self, run: RunDir, config: Config, out: Path, to: TextIO | None = None) -> None:
+        self.to = to or sys.stdout
+        self.live = self.to.isatty()
+        self.epochs = config.trainer.epochs
+        self.words, self.metrics = Tail(out), Tail(run.metrics, skip=run.metrics.is_file())
+        self.facts: dict[str, dict[str, Any]] = {}
+
+    def update(self) -> None:
+        """Shows what has come since the last call."""
+        lines = self.words.read()
+        told = self.metrics.read() if self.live else []
+        for line in told:
+            fact = json.loads(line)
+            self.facts[fact["kind"]] = fact
+        if lines or told:
+            self._clear()
+            for line in lines:
+                print(line, file=self.to)
+            if self.live and "train" in self.facts:
+                print(self._line(), end="", file=self.to)
+            self.to.flush()
+
+    def _line(self) -> str:
+        train, val = self.facts["train"], self.facts.get("val")
+        parts = [f"epoch {train['epoch']}/{self.epochs}", f"{train['samples_s']:,.0f} img/s"]
+        if val and val.get("auc") is not None:
+            parts.append(f"val AUC {val['auc']:.3f} [{val['low']:.3f}, {val['high']:.3f}]")
+        parts.append(f"{duration(train['left_s'])} left")
+        return "  ".join(parts)
+
+    def _clear(self) -> None:
+        if self.live:
+            print("\r\x1b[2K", end="", file=self.to)
+
+    def close(self) -> None:
+        """The last words; the live line goes."""
+        self.update()
+        self._clear()
+        self.to.flush()
+
+
+class Tail:
+    """The whole lines that a growing file got since the last look."""
+
+    def __init__(self, path: Path, *, skip: bool = False) -> None:
+        self.path = path
+        self.at = path.stat().st_size if skip else 0
+
+    def read(self) -> list[str]:
+        """New whole lines, without their ends."""
+        try:
+            with self.path.open("rb") as f:
+                size = f.seek(0, 2)
+                if size < self.at:  # cut on resume
+                    self.at = size
+                f.seek(self.at)
+                data = f.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self.at += len(whole)
+        return whole.decode("utf-8", "replace").splitlines()

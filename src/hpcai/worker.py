@@ -1,0 +1,168 @@
+"""What every rank runs: `python -m hpcai.worker RUN_DIR`.   place among the ranks -> stop flag -> the job by name -> end record
+
+submitit starts this line, and so may a person, srun, mpiexec or torchrun. It runs the code that was frozen at submission
+(RUN/code); its exit code is the run's. Nothing heavy is imported before the job itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import hpcai
+from hpcai import lease
+from hpcai.context import Ranks, RunContext, Stop, read_ranks
+from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError
+from hpcai.plan import JobPlan, read_config, read_plan
+from hpcai.rundir import RunDir, cut_torn_line
+
+log = logging.getLogger("hpcai")
+JOIN_S = 60.0  # how long a rank waits for rank 0 to take the run's next life
+
+
+def main(argv: list[str]) -> int:
+    """Runs one rank; returns its exit code. Errors are one line on stderr, their traceback in the rank's log."""
+    stop = Stop().install()
+    os.umask(0o077)
+    if len(argv) != 1:
+        print("usage: python -m hpcai.worker RUN_DIR", file=sys.stderr)
+        return 2
+    run = RunDir(Path(argv[0]).absolute())
+    try:
+        if not run.plan.is_file():
+            raise PlanError(f"RUN_DIR={run.path.name}: holds no plan.json. Give the folder of a run.")
+        _run_frozen_code(run, argv)
+        plan, ranks = read_plan(run), read_ranks(os.environ)
+        _set_up_process(plan, run, ranks)
+        if ranks.world_size != plan.ranks:
+            raise PlanError(
+                f"world_size={ranks.world_size}: run {plan.run_id} was planned for {plan.ranks} ranks. Start so many."
+            )
+        if lease.read_state(run).state == "completed":
+            log.info("finished already: %s", run.report_html)
+            return 0
+        context = RunContext(run, ranks, _join(run, ranks), stop)
+    except HpcaiError as e:
+        print("\n".join(e.lines), file=sys.stderr)
+        return e.code
+    return _run_job(plan, context)
+
+
+def _run_job(plan: JobPlan, context: RunContext) -> int:
+    context.note("begin", **lease.me(), threads=plan.threads, launcher=context.ranks.launcher)
+    if context.ranks.first:
+        threading.Thread(target=_beat, args=(context,), daemon=True).start()
+    end: dict[str, object] = {"code": 0}
+    try:
+        config = read_config(context.dir)
+        job = importlib.import_module(f"hpcai.jobs.{plan.job}")
+        job.main(config, context)
+    except HpcaiError as e:
+        end = {"code": e.code, "kind": type(e).__name__, "message": e.lines[0]}
+        (log.info if e.code >= 128 else log.error)("%s", e.lines[0])
+        log.debug("%s", traceback.format_exc())
+    except OSError as e:  # a full or read-only disk, a lost file system: the run's fault, not ours
+        end = _failure(context, f"{type(e).__name__}: {e.strerror}. Free space or mend the disk; the same command goes on.")
+    except Exception as e:
+        # On several ranks a lost peer shows as an error of the collective: what follows from it must not hide its cause.
+        end = _failure(context, f"{type(e).__name__}. Its traceback stands in {context.dir.log(context.ranks.rank).name}.", 1)
+        end["collateral"] = context.ranks.world_size > 1 and isinstance(e, RuntimeError)
+    try:
+        context.note("end", **end)
+    except OSError as e:
+        print(f"run={plan.run_id}: its end could not be recorded ({e.strerror}).", file=sys.stderr)
+        return int(str(end["code"])) or RunError.code
+    return int(str(end["code"]))
+
+
+def _failure(context: RunContext, what: str, code: int = RunError.code) -> dict[str, object]:
+    message = f"run.rank={context.ranks.rank}: {what}"
+    log.error("%s", message)
+    log.debug("%s", traceback.format_exc())
+    return {"code": code, "message": message}
+
+
+def _run_frozen_code(run: RunDir, argv: list[str]) -> None:
+    """Starts this process anew on the run's own snapshot, if it runs any other code."""
+    if (run.code / "hpcai").is_dir() and not Path(hpcai.__file__).resolve().is_relative_to(run.code.resolve()):
+        path = os.pathsep.join(p for p in (str(run.code), os.environ.get("PYTHONPATH", "")) if p)
+        os.execve(sys.executable, [sys.executable, "-P", "-m", "hpcai.worker", *argv], {**os.environ, "PYTHONPATH": path})
+
+
+def _set_up_process(plan: JobPlan, run: RunDir, ranks: Ranks) -> None:
+    """Log, threads and determinism: the environment that torch and BLAS read when they are imported."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(plan.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS, PyTorch's reproducibility notes
+    file = run.log(ranks.rank)
+    file.parent.mkdir(exist_ok=True)
+    cut_torn_line(file)
+    to_file, to_screen = logging.FileHandler(file, encoding="utf-8"), logging.StreamHandler(sys.stdout)
+    to_file.setLevel(logging.DEBUG)
+    to_screen.setLevel(logging.INFO if ranks.first else logging.ERROR)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    to_screen.setFormatter(logging.Formatter("%(message)s"))
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    log.handlers = [to_file, to_screen]
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addHandler(to_file)
+
+
+def _join(run: RunDir, ranks: Ranks) -> int:
+    """The life that this process belongs to: the submitter's, or one that rank 0 takes when started by hand.
+
+    Raises: OwnedError if another launch runs it.
+    """
+    given = os.environ.get("HPCAI_LIFE")
+    if given is not None:
+        lease.fence(run, int(given))
+        return int(given)
+    if ranks.world_size == 1:
+        return lease.take(run, 1)
+    # Ranks of one launch share `group` (a job's or step's id) and the parent that started them on rank 0's node.
+    launch = f"{ranks.launcher}-{ranks.group or os.getppid()}"
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    token = run.lives / f".join-{re.sub('[^0-9A-Za-z]', '_', launch)}-{again}"
+    if ranks.first:
+        life = lease.take(run, ranks.world_size)
+        beside = token.with_name(token.name + ".new")
+        beside.write_text(str(life))
+        beside.replace(token)
+        return life
+    before = time.monotonic()
+    while time.monotonic() - before < JOIN_S:
+        life = int(token.read_text()) if token.is_file() else 0
+        if life == lease.last_life(run) > 0 and not (lease.life_dir(run, life) / f"rank{ranks.rank}.jsonl").exists():
+            return life
+        time.sleep(0.05)
+    raise OwnedError(f"run={run.path.name}: rank 0 did not take it within {JOIN_S:g} s. See its log.")
+
+
+def _beat(context: RunContext) -> None:
+    while True:
+        try:
+            lease.beat(context.dir, context.life)
+        except OSError:
+            log.debug("%s", traceback.format_exc())
+        time.sleep(lease.BEAT_S)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process at once: interpreter teardown with communication threads alive has hung for ever."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))
