@@ -1,8 +1,8 @@
 """For each case of my shard: do it, write one row, skip it next time.
 
 Cases are cut into blocks of BLOCK in their own order; a rank takes every world_size-th block. A block is computed whole even if
-a part of its rows was written before a kill (the same batch gives the same bits) and only missing rows are appended, each a whole
-line on the disk before the next block starts. So every case has exactly one row, or one line among the failed.
+a part of its rows was written before a kill (the same batch gives the same bits) and only missing rows are appended, each a
+whole line on the disk before the next block starts. So every case has exactly one row, or one line among the failed.
 """
 
 from __future__ import annotations

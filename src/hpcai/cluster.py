@@ -1,4 +1,4 @@
-"""What a machine allows, and the rules that a plan is checked against. (Slurm clusters as data are to come; this is `local`.)"""
+"""What a machine allows, and the rules that a plan is checked against. Today `local`; Slurm clusters are to come as data."""
 
 from __future__ import annotations
 

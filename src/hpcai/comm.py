@@ -1,7 +1,7 @@
 """Ranks talk here and nowhere else: process group, device, the collectives that jobs need.
 
 One flat all-reduce a step carries gradients, loss, weight and the flags. It replaces DistributedDataParallel, whose buckets
-differ between the first step after a start and later ones: from 3 ranks up a resumed run then has other bits (docs/decisions.md).
+differ between the first step after a start and later ones: from 3 ranks up a resumed run then has other bits (decisions.md).
 On one rank every call is the identity, and torch.distributed is not started.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from hpcai import lease, rundir
 from hpcai.context import RunContext
@@ -106,7 +107,7 @@ def _device(run: RunContext, gpus: int) -> torch.device:
 
 
 def _meet(run: RunContext, device: torch.device) -> None:
-    """Starts the process group. torchrun gives an address; else rank 0 takes a free port and writes it into the life's folder."""
+    """Starts the process group. torchrun gives an address; else rank 0 takes a free port and writes it into the life."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     patience = datetime.timedelta(seconds=TIMEOUT_S)
     if run.ranks.nodes == 1:
@@ -117,12 +118,12 @@ def _meet(run: RunContext, device: torch.device) -> None:
     at = lease.life_dir(run.dir, run.life) / "address.json"
     if run.ranks.first:
         host = "127.0.0.1" if run.ranks.nodes == 1 else socket.gethostname()
-        store = dist.TCPStore(host, 0, run.ranks.world_size, True, patience, wait_for_workers=False)
+        store = TCPStore(host, 0, run.ranks.world_size, True, patience, wait_for_workers=False)
         rundir.write_json(at, {"host": host, "port": store.port})
     else:
         address = _address(run, at)
-        store = dist.TCPStore(address["host"], address["port"], run.ranks.world_size, False, patience)
-    store.set(f"here{run.ranks.rank}", b"1")
+        store = TCPStore(address["host"], address["port"], run.ranks.world_size, False, patience)
+    store.set(f"here{run.ranks.rank}", "1")
     _all_here(run, store)
     dist.init_process_group(backend, store=store, rank=run.ranks.rank, world_size=run.ranks.world_size, timeout=patience)
 
@@ -137,7 +138,7 @@ def _address(run: RunContext, at: Path) -> Any:
     raise RunError(f"run.rank={run.ranks.rank}: rank 0 gave no address within {TIMEOUT_S:g} s. See its log.")
 
 
-def _all_here(run: RunContext, store: dist.TCPStore) -> None:
+def _all_here(run: RunContext, store: TCPStore) -> None:
     """Polls in Python, so that a signal is heard: the collective set-up below would not."""
     before = time.monotonic()
     for rank in range(run.ranks.world_size):

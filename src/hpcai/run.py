@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from hpcai.errors import ConfigError, Faults, HpcaiError, one_line
+from hpcai.errors import ConfigError, HpcaiError, one_line
 
 if TYPE_CHECKING:
     from hpcai.config.schema import Config
@@ -82,15 +82,10 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
         print(yaml.safe_dump(load(overrides, options.config_dir).model_dump(), sort_keys=False, allow_unicode=True), end="")
         return 0
-    config, faults = load(overrides, options.config_dir), []
+    config = load(overrides, options.config_dir)
     from hpcai.plan import make_plan
 
-    try:
-        plan, config, files = make_plan(config, anew=options.anew)
-    except HpcaiError as e:
-        raise Faults(faults + e.members) from None
-    if faults:
-        raise Faults(faults)
+    plan, config, files = make_plan(config, anew=options.anew)
     return launch(options, plan, config, files)
 
 

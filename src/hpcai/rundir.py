@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_bytes())
 
 
-def append_lines(path: Path, values: list[Mapping[str, Any]], *, sync: bool = False) -> None:
+def append_lines(path: Path, values: Sequence[Mapping[str, Any]], *, sync: bool = False) -> None:
     """Appends one JSON line a value, in one write; `sync` waits for the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(v, ensure_ascii=False, allow_nan=False) + "\n" for v in values)

@@ -1,4 +1,4 @@
-"""A trained run, as evaluate and predict use it: its model with the weights it is judged by, its labels, scaling and threshold."""
+"""A trained run, as evaluate and predict use it: the model with the weights it is judged by, labels, scaling, threshold."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # run names become folder, job and fi
 
 def key(default: Any, meaning: str, *, unit: str = "", changes_result: bool = True, **limits: Any) -> Any:
     """One configuration key. `changes_result=False` leaves it out of the run's identity."""
-    extra = {"unit": unit, "changes_result": changes_result}
+    extra: Any = {"unit": unit, "changes_result": changes_result}
     return Field(default, description=meaning, json_schema_extra=extra, **limits)
 
 

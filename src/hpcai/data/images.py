@@ -135,6 +135,7 @@ def _walk(folder: Path) -> list[str]:
 
     files: list[str] = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         if any((Path(parent) / name).is_symlink() for name in folders):
             raise DataError("data.path: holds a link to a folder. Put the folder itself there.")
         inside = Path(parent).relative_to(folder)

@@ -79,16 +79,21 @@ def _write_hashed(fd: int, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     views = [memoryview(len(text).to_bytes(8, "little") + text)]
-    views += [memoryview(t.view(-1).view(torch.uint8).numpy()) for t in held.values() if t.numel()]
+    views += [memoryview(t.view(-1).view(torch.uint8).numpy().data) for t in held.values() if t.numel()]
     sha = hashlib.sha256()
     with ThreadPoolExecutor(1) as beside:
-        hashed = beside.submit(lambda: [sha.update(chunk) for chunk in _chunks(views)])
+        hashed = beside.submit(_hash, sha, views)
         for chunk in _chunks(views):
             while chunk:
-                chunk = chunk[os.write(fd, chunk) :]  # noqa: PLW2901
+                chunk = chunk[os.write(fd, chunk) :]
         os.fsync(fd)
         hashed.result()
     return sha.hexdigest(), 8 + len(text) + at
+
+
+def _hash(sha: Any, views: list[memoryview]) -> None:
+    for chunk in _chunks(views):
+        sha.update(chunk)
 
 
 def _chunks(views: list[memoryview]) -> Iterator[memoryview]:

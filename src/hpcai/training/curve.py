@@ -59,8 +59,8 @@ class Curve:
         for i, loss in enumerate(new):
             if not math.isfinite(loss):
                 raise RunError(
-                    f"trainer.step={self.state.progress.step - len(new) + 1 + i}: the loss is {loss}. The last checkpoint is kept. "
-                    "Lower trainer.lr, set trainer.clip_norm=1, or look for bad values in the data."
+                    f"trainer.step={self.state.progress.step - len(new) + 1 + i}: the loss is {loss}. "
+                    "The last checkpoint is kept. Lower trainer.lr, set trainer.clip_norm=1, or look for bad values in the data."
                 )
         self.state.progress.losses += new
 

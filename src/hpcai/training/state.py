@@ -68,7 +68,10 @@ class TrainState:
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """Decay grows from 0.1 to `ema_decay`, so that the start is soon forgotten. Source: TensorFlow's ExponentialMovingAverage."""
+        """Decay grows from 0.1 to `ema_decay`, so that the start is soon forgotten.
+
+        Source: TensorFlow, tf.train.ExponentialMovingAverage (num_updates).
+        """
         step = self.progress.step
         decay = min(self.cfg.ema_decay, (1 + step) / (10 + step))
         for name, value in self.model.state_dict().items():

@@ -89,7 +89,7 @@ def optimise(state: TrainState, task: Trainable, samples: Samples, step: Step, s
         with autocast(cfg, group.device):
             logits = state.forward(x)
         part, part_weight = task.loss(logits.to(loss.dtype), y)
-        part.backward()
+        part.backward()  # type: ignore[no-untyped-call]
         loss, weight = loss + part.detach(), weight + part_weight
     if state.flat is not None:
         state.flat[-4:] = torch.stack([torch.as_tensor(v, dtype=loss.dtype) for v in (loss, weight, stop, save)])

@@ -1,0 +1,50 @@
+# The README's commands. Each makes what it needs; `make help` lists them.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help run test quick bench format clean
+help:  ## list these commands
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+
+run: $(READY)run  ## train a classifier on the shipped chest X-rays; ends with its score and its report
+	$(BIN)/python -m hpcai.run +experiment=pneumonia
+
+test: $(READY)test  ## format, lint, types and every test that this machine can run
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/hpcai check --all
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+quick: $(READY)test  ## what answers in half a minute
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -m "not slow and not fault and not browser" -n 2 $(PYTEST_ARGS)
+
+bench: $(READY)bench  ## the figures, side by side with their peers (about half an hour)
+	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" || exit 1; done
+
+format: $(READY)test  ## put the code into its one shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment; runs/ stays
+	rm -rf $(VENV)
+
+# `run` needs hpcai alone; `test` needs its extras too. A changed constraint or dependency installs anew.
+$(READY)run: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e .
+	@touch $@
+$(READY)test: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[dev,imaging,browser]'
+	@touch $@ $(READY)run
+$(READY)bench: $(READY)test
+	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[bench]'
+	@touch $@
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"python3 is {v[0]}.{v[1]}; hpcai needs 3.11 or newer. Say which one: make run PYTHON=python3.11")'
+	@echo "making $(VENV) with the versions of constraints.txt (a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
