@@ -71,13 +71,31 @@ def conclude(run: RunDir, signum: int | None = None) -> int:
 
 
 def show_answer(run: RunDir) -> None:
-    """The answer with its interval and where the report lies."""
+    """The answer with its interval, what to know before trusting it, and where the report lies."""
     if run.report_json.is_file():
         report = read_json(run.report_json)
-        print(report["answer"])
+        print(answer(report))
         for warning in report.get("warnings", [])[:5]:
             print(f"note: {warning}")
     print(f"report: {shown(run.report_html)}")
+
+
+def answer(report: dict[str, Any]) -> str:
+    """`test AUC 0.980 [0.967, 0.989] n=624 . sensitivity 0.97, specificity 0.86 at 0.61 (rule: sensitivity>=0.95 on val)`."""
+    estimates, threshold = report["estimates"], report["threshold"]
+    if not estimates or estimates[0]["value"] is None:
+        return str(report["answer"])
+    split = estimates[0]["split"]
+    told = {e["name"]: e for e in estimates if e["split"] == split and e["value"] is not None}
+    first = estimates[0]
+    name = {"auc": "AUC", "macro_auc": "macro AUC"}.get(first["name"], first["name"])
+    line = f"{split} {name} {first['value']:.3f} [{first['low']:.3f}, {first['high']:.3f}] n={first['n']}"
+    rates = [f"{n} {told[n]['value']:.2f}" for n in ("accuracy", "sensitivity", "specificity") if n in told]
+    if rates:
+        line += " . " + ", ".join(rates)
+    if threshold and threshold["value"] is not None:
+        line += f" at {threshold['value']:.2f} (rule: {threshold['rule']} on {threshold['split']})"
+    return line
 
 
 def shown(path: Path) -> str:

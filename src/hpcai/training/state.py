@@ -22,6 +22,7 @@ from hpcai.config.schema import Trainer
 from hpcai.errors import RunError
 
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}  # bf16: autocast over float32 weights
+STATISTICS = ("running_mean", "running_var")  # BatchNorm's
 
 
 @dataclass
@@ -51,16 +52,35 @@ class TrainState:
         self.optimizer = make_optimizer(self.params, cfg)
         self.ema = {k: v.clone() for k, v in self.model.state_dict().items()} if cfg.ema_decay else {}
         self.progress = Progress()
-        self.flat = self._flat_gradients() if group.size > 1 else None
+        self.statistics = [b for name, b in self.model.named_buffers() if name.endswith(STATISTICS)]
+        self.flat = self._flat_buffer() if group.size > 1 else None
 
-    def _flat_gradients(self) -> Tensor:
-        """One buffer behind all gradients and, at its end, loss, weight and two flags: one all-reduce carries them."""
-        flat = torch.zeros(sum(p.numel() for p in self.params) + 4, dtype=self.params[0].dtype, device=self.group.device)
-        at = 0
-        for p in self.params:
-            p.grad = flat[at : at + p.numel()].view_as(p)
-            at += p.numel()
+    def _flat_buffer(self) -> Tensor:
+        """One buffer behind all gradients, then room for BatchNorm's statistics and four numbers: see `exchange`."""
+        sizes = [t.numel() for t in (*self.params, *self.statistics)]
+        flat = torch.zeros(sum(sizes) + 4, dtype=self.params[0].dtype, device=self.group.device)
+        views = flat[:-4].split(sizes)
+        for p, view in zip(self.params, views, strict=False):
+            p.grad = view.view_as(p)
+        self.shared = list(views[len(self.params) :])
         return flat
+
+    def exchange(self, *numbers: Tensor | float) -> Tensor:
+        """One all-reduce: gradients are summed in place, BatchNorm's statistics become the ranks' mean; collective.
+
+        Returns the sums of four `numbers` (4,). Without the mean each rank would judge by statistics of its own, and a resumed
+        run by those of rank 0, which alone are saved.
+        """
+        assert self.flat is not None and len(numbers) == 4
+        for i, number in enumerate(numbers):
+            self.flat[i - 4] = number
+        if self.statistics:
+            torch._foreach_copy_(self.shared, self.statistics)
+        self.group.sum_(self.flat)
+        if self.statistics:
+            torch._foreach_div_(self.shared, self.group.size)
+            torch._foreach_copy_(self.statistics, self.shared)
+        return self.flat[-4:].clone()
 
     def lr(self) -> float:
         """The rate of the step that progress counts as being done."""
@@ -75,7 +95,7 @@ class TrainState:
         step = self.progress.step
         decay = min(self.cfg.ema_decay, (1 + step) / (10 + step))
         for name, value in self.model.state_dict().items():
-            if value.is_floating_point() and not name.endswith(("running_mean", "running_var")):
+            if value.is_floating_point() and not name.endswith(STATISTICS):
                 self.ema[name].lerp_(value, 1 - decay)
             else:
                 self.ema[name].copy_(value)

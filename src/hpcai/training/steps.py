@@ -92,11 +92,10 @@ def optimise(state: TrainState, task: Trainable, samples: Samples, step: Step, s
         part.backward()  # type: ignore[no-untyped-call]
         loss, weight = loss + part.detach(), weight + part_weight
     if state.flat is not None:
-        state.flat[-4:] = torch.stack([torch.as_tensor(v, dtype=loss.dtype) for v in (loss, weight, stop, save)])
-        group.sum_(state.flat)
-        loss, weight = state.flat[-4].clone(), state.flat[-3].clone()
+        sums = state.exchange(loss, weight, stop, save)
+        loss, weight = sums[0], sums[1]
         if step.number % AGREE_EVERY[group.device.type] == 0:
-            stop, save = (bool(flag) for flag in state.flat[-2:].tolist())
+            stop, save = (bool(flag) for flag in sums[2:].tolist())
         else:
             stop = save = False
     _update(state, weight)

@@ -1,0 +1,215 @@
+"""What the tests of training share: tiny data, a run started for real, its whole process tree killed, two runs compared.
+
+Every run is width 8 on 12x12 pixel: seconds. Validation has over one block of cases, so that each of two ranks scores a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from hpcai import lease, rundir
+from hpcai.config.check import load
+from hpcai.config.schema import Config
+from hpcai.rundir import RunDir
+from hpcai.training.checkpoint import read_checkpoint
+
+SIZES = {"train": 150, "val": 300, "test": 40}
+NOT_COMPARED = ("time", "samples_s", "left_s")
+TIMEOUT_S = 120.0
+SMALL = (
+    "name=t", "data.labels=[no,yes]", "model.width=8", "model.norm=group", "trainer.epochs=2", "trainer.batch_size=16",
+    "trainer.log_every=1", "resources.cpus_per_task=1",
+)  # fmt: skip
+HARD = (
+    "model.norm=batch", "model.dropout=0.2", "trainer.ema_decay=0.9", "trainer.augment=[affine,intensity,flip,noise]",
+    "trainer.accumulate=2", "trainer.clip_norm=0.5", "trainer.class_weights=balanced", "trainer.checkpoint_every=3",
+)  # fmt: skip
+
+
+def write_npz(path: Path, sizes: dict[str, int] = SIZES, side: int = 12, seed: int = 0) -> Path:
+    """Noise, with a brighter corner in class 1 (a third of the cases): learnt in a few steps, not perfectly."""
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, Any] = {}
+    for name, n in sizes.items():
+        y = (rng.random(n) < 1 / 3).astype(np.int64)
+        y[:2] = 0, 1
+        x = rng.integers(0, 200, (n, side, side))
+        x[:, : side // 2, : side // 2] += (y * 25)[:, None, None]
+        arrays |= {f"{name}_images": x.astype(np.uint8), f"{name}_labels": y[:, None]}
+    np.savez(path, **arrays)
+    return path
+
+
+def words(data: Path, runs: Path, *more: str) -> list[str]:
+    """The overrides of a small run; a later one replaces an earlier one."""
+    chosen: dict[str, str] = {}
+    for word in (*SMALL, f"data.path={data}", f"runs_dir={runs}", *more):
+        chosen[word.partition("=")[0]] = word
+    return list(chosen.values())
+
+
+def config(data: Path, *more: str) -> Config:
+    """The checked config of a small run."""
+    return load(words(data, Path("runs"), *more))
+
+
+def start(args: list[str]) -> subprocess.Popen[str]:
+    """The launcher, in a session of its own."""
+    command = [sys.executable, "-m", "hpcai.run", *args]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd="/"
+    )  # fmt: skip
+
+
+def launch(args: list[str], timeout: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    """A run from its start to its end."""
+    process = start(args)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill_tree(process.pid, random.Random(0))
+        raise
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+def finish(args: list[str]) -> subprocess.CompletedProcess[str]:
+    """A run that must end well."""
+    done = launch(args)
+    assert done.returncode == 0, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+    return done
+
+
+def kill_tree(pid: int, rng: random.Random) -> None:
+    """SIGKILL to the launcher, the controller and every rank, in random order; returns when all are gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        doomed = [root, *root.children(recursive=True)]
+        rng.shuffle(doomed)
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(doomed, timeout=20)
+
+
+def run_in(runs: Path, name: str = "t") -> RunDir:
+    """The one run of `name` in `runs`."""
+    (folder,) = runs.glob(f"{name}-*")
+    return RunDir(folder)
+
+
+def steps_on_record(runs: Path) -> int:
+    """The last step in metrics.jsonl, as far as it can be read now."""
+    with contextlib.suppress(ValueError, OSError):
+        return max((line["step"] for line in rundir.read_lines(run_in(runs).metrics)), default=0)
+    return 0
+
+
+def wait_until(condition: Any, process: subprocess.Popen[str] | None = None, timeout: float = 60) -> bool:
+    """Polls; False if `process` ended before."""
+    before = time.monotonic()
+    while not condition():
+        if process is not None and process.poll() is not None:
+            return False
+        assert time.monotonic() - before < timeout, "nothing came"
+        time.sleep(0.005)
+    return True
+
+
+def interrupt(args: list[str], runs: Path, at_step: int, rng: random.Random) -> bool:
+    """Starts the run and SIGKILLs all of it a random moment after `at_step` stands in metrics.jsonl.
+
+    False if the run ended before.
+    """
+    process = start(args)
+    with process:
+        hit = wait_until(lambda: steps_on_record(runs) >= at_step, process)
+        time.sleep(rng.random() * 0.03)
+        kill_tree(process.pid, rng)
+    return hit
+
+
+def ask_to_stop(args: list[str], runs: Path, at_step: int, signum: signal.Signals) -> int:
+    """Starts the run and signals its launcher after `at_step`; returns the exit code."""
+    process = start(args)
+    with process:
+        wait_until(lambda: steps_on_record(runs) >= at_step, process)
+        process.send_signal(signum)
+        process.communicate(timeout=TIMEOUT_S)
+        return process.returncode
+
+
+def curve(run: RunDir) -> list[dict[str, Any]]:
+    """metrics.jsonl, whole lines all, without what depends on the clock."""
+    text = run.metrics.read_text()
+    assert text.endswith("\n")
+    return [{k: v for k, v in json.loads(line).items() if k not in NOT_COMPARED} for line in text.splitlines()]
+
+
+def last_step(run: RunDir) -> int:
+    """The step of the newest checkpoint."""
+    return max(int(f.stem.removeprefix("step-")) for f in run.checkpoints.glob("step-*.json"))
+
+
+def assert_same(a: RunDir, b: RunDir) -> None:
+    """Two finished runs have the same bits: last and best checkpoint, curve, rows, threshold."""
+    assert curve(a) == curve(b)
+    steps = {run.path: (last_step(run), rundir.read_json(run.model)["step"]) for run in (a, b)}
+    assert steps[a.path] == steps[b.path]
+    for step in steps[a.path]:
+        (x, fx), (y, fy) = (read_checkpoint(run.checkpoints / f"step-{step:08d}") for run in (a, b))
+        assert fx["progress"] == fy["progress"]
+        assert x.keys() == y.keys()
+        assert [k for k in x if not same_bits(x[k], y[k])] == []
+    assert rows_of(a) == rows_of(b)
+    assert a.threshold.read_bytes() == b.threshold.read_bytes()
+
+
+def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Equal in type, shape and every bit."""
+    return x.dtype == y.dtype and x.shape == y.shape and x.numpy().tobytes() == y.numpy().tobytes()
+
+
+def rows_of(run: RunDir) -> dict[str, bytes]:
+    """Every rows file by name."""
+    return {f.name: f.read_bytes() for f in sorted(run.rows.iterdir())}
+
+
+def warnings_of(run: RunDir) -> list[str]:
+    """What the ranks warned of, in every life."""
+    lives = range(1, lease.last_life(run) + 1)
+    told = [r for life in lives for records in lease.records(run, life).values() for r in records]
+    return [r["message"] for r in told if r["event"] == "warning"]
+
+
+def end_of(run: RunDir) -> lease.RunState:
+    """What the records say."""
+    return lease.read_state(run)
+
+
+def litter(folder: Path) -> list[str]:
+    """Half-written files below `folder`."""
+    return [f.name for f in folder.rglob("*") if f.name.endswith(".tmp") and "code" not in f.parts]
+
+
+def ranks_alive(run: RunDir) -> Iterator[psutil.Process]:
+    """Processes that work in this run's folder."""
+    for process in psutil.process_iter(["cmdline"]):
+        if "hpcai.worker" in (process.info["cmdline"] or []) and str(run.path) in process.info["cmdline"]:
+            yield process
+
+
+assert os.name == "posix"
