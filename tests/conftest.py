@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -41,7 +40,7 @@ def _missing_extra(module: str) -> str | None:
 NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": test_report_browser.missing,
     "imaging": lambda: _missing_extra("monai"),
-    "mpi": lambda: _missing_extra("mpi4py") or (None if shutil.which("mpiexec") else "mpiexec is not installed"),
+    "mpi": lambda: None if shutil.which("mpiexec") else "mpiexec is not installed",
     "gpu": lambda: None if any(Path("/proc/driver/nvidia/gpus").glob("*")) else "no CUDA device",
 }
 
@@ -133,7 +132,7 @@ class Started:
 
 @dataclass
 class Launcher:
-    """Calls `python -m hpcai.run` with a small config, in a folder of its own, on a copy of the package that no edit changes."""
+    """Calls `python -m hpcai.run` with a small config, in a folder of its own, on a copy of the package."""
 
     npz: Path
     home: Path
@@ -164,8 +163,9 @@ class Launcher:
         with out.open("wb") as o, err.open("wb") as e:
             command = [sys.executable, "-m", module, *words]
             process = subprocess.Popen(
-                command, stdout=o, stderr=e, stdin=subprocess.DEVNULL, env=self.env(**env), cwd=self.home, start_new_session=True
-            )
+                command, stdout=o, stderr=e, stdin=subprocess.DEVNULL,
+                env=self.env(**env), cwd=self.home, start_new_session=True,
+            )  # fmt: skip
         self.sessions.append(process.pid)
         return Started(process, out, err)
 
@@ -274,8 +274,3 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def stop(process: psutil.Process, signum: signal.Signals) -> None:
-    """One signal to one process."""
-    os.kill(process.pid, signum)

@@ -1,6 +1,6 @@
 """Stands in for jobs/train.py where a test is about the launcher, not about learning: the same manners, no torch, milliseconds.
 
-Counts to `trainer.max_steps`, keeps its count in count.json, stops between two steps, leaves an answer. HPCAI_TEST says what else:
+Counts to `trainer.max_steps`, keeps its count in a file, stops between two steps, leaves an answer. HPCAI_TEST says what else:
 `step_s` seconds a step, `fail` what to raise, `rank` on which rank, `at` at which step.
 """
 

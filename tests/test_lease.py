@@ -1,5 +1,7 @@
 """One winner, whoever comes at whatever moment; a dead owner is found out; a live one never taken for dead."""
 
+# ruff: noqa: E501  (a row of a table is one line)
+
 from __future__ import annotations
 
 import json
@@ -200,7 +202,9 @@ def test_a_rank_that_lives_keeps_the_run_when_its_owner_has_died(run: RunDir) ->
         lease.take(run, 1)
 
 
-@pytest.mark.parametrize(("silent_s", "beats", "state"), [(1, False, "pending"), (500, False, "lost"), (1, True, "running"), (500, True, "lost")])
+@pytest.mark.parametrize(
+    ("silent_s", "beats", "state"), [(1, False, "pending"), (500, False, "lost"), (1, True, "running"), (500, True, "lost")]
+)
 def test_on_another_host_silence_means_death(run: RunDir, silent_s: float, beats: bool, state: str) -> None:
     then = time.time() - silent_s
     abandon(run, host="elsewhere", time=then)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,22 @@ def test_the_small_net_is_small_and_takes_any_image_size() -> None:
 @pytest.mark.parametrize("width", [8, 12, 24, 37])
 def test_any_width_finds_groups_that_divide_it(width: int) -> None:
     assert build(Model(width=width, norm="group"), 1, 2)(torch.randn(2, 1, 8, 8)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("width", [4, 6])
+def test_a_narrow_net_trains_without_corrupting_memory(width: int) -> None:
+    """oneDNN's strided 1x1 convolution, channels last, writes past its buffers: tried in a process that may die of it."""
+    program = (
+        "import torch\n"
+        "from hpcai.models.small import SmallResNet\n"
+        "torch.set_num_threads(1)\n"
+        f"net = SmallResNet(2, 1, 2, {width}, 'batch', 0.0)\n"
+        "for step in range(40):\n"
+        "    for samples in (64, 36, 7):\n"
+        "        net(torch.randn(samples, 1, 28, 28)).square().mean().backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_block_starts_as_its_shortcut() -> None:

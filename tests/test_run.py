@@ -92,8 +92,9 @@ def test_anew_starts_another_folder_each_time(launch: Launcher) -> None:
 
 
 @pytest.fixture
-def stopped(launch: Launcher) -> RunDir:
-    """A run that was stopped after some steps."""
+def stopped(launch: Launcher, tmp_path: Path) -> RunDir:
+    """A run of data of its own that was stopped after some steps."""
+    launch.npz = Path(shutil.copy(launch.npz, tmp_path))
     launch.job = {"step_s": 0.01}
     started = launch.start(LONG)
     started.until(lambda: launch.step() >= 2)
@@ -109,7 +110,7 @@ def stopped(launch: Launcher) -> RunDir:
     ("ranks", 3, "it began on 1 ranks, not 2. Ask for 1, or --anew"),
 ])  # fmt: skip
 def test_an_unfinished_run_does_not_go_on_otherwise_than_it_began(
-    launch: Launcher, stopped: RunDir, tmp_path: Path, change: str, code: int, said: str
+    launch: Launcher, stopped: RunDir, change: str, code: int, said: str
 ) -> None:
     facts, words = rundir.read_json(stopped.environment), [LONG]
     match change:
@@ -118,12 +119,8 @@ def test_an_unfinished_run_does_not_go_on_otherwise_than_it_began(
         case "versions":
             rundir.write_json(stopped.environment, facts | {"versions": facts["versions"] | {"torch": "1.0"}})
         case "data":
-            launch.npz = Path(shutil.copy(launch.npz, tmp_path / "changed.npz"))
-            with launch.npz.open("r+b") as f:
-                f.seek(200)
-                f.write(bytes([f.read(1)[0] ^ 1]))
-            words += [f"data.path='{launch.npz}'"]
-            _same_identity(stopped, launch, words)
+            with launch.npz.open("ab") as f:
+                f.write(b"\0")
         case "ranks":
             words += ["resources.tasks_per_node=2"]
     before = tree(stopped.path)
@@ -131,15 +128,6 @@ def test_an_unfinished_run_does_not_go_on_otherwise_than_it_began(
     refused(done, code, f"run={stopped.path.name}: {said}")
     assert tree(stopped.path) == before
     assert lease.read_state(stopped).state == "stopped"
-
-
-def _same_identity(stopped: RunDir, launch: Launcher, words: list[str]) -> None:
-    """The path is part of the identity: the changed file takes the place of the one that the run read."""
-    original = Path(rundir.read_json(stopped.data)["files"][0]["path"])
-    changed, launch.npz = launch.npz, launch.home / "moved" / original.name
-    assert changed.is_file()
-    words.clear()
-    words += [LONG]
 
 
 def test_another_rank_count_while_it_runs_is_still_somebody_elses_run(launch: Launcher) -> None:
@@ -157,14 +145,15 @@ def test_a_finished_run_is_shown_also_where_the_code_has_changed_and_says_so(lau
     rundir.write_json(run.environment, rundir.read_json(run.environment) | {"code_sha256": "0" * 64})
     done = launch()
     assert done.rc == 0 and done.out.startswith("finished")
-    assert done.errors == [f"note: run={run.path.name}: hpcai's code has changed since it was submitted. --anew starts another folder."]
+    why = "hpcai's code has changed since it was submitted. --anew starts another folder."
+    assert done.errors == [f"note: run={run.path.name}: {why}"]
 
 
 # --- exit codes
 
 
 def test_wrong_keys_are_told_all_at_once_with_exit_2(launch: Launcher) -> None:
-    refused(launch("trainer.lrr=1", "model.width=no", "seed=-1"), 2, "trainer.lrr", "model.width=no: ", "seed=-1: ")
+    refused(launch("trainer.lrr=1", "model.width=no", "seed=-1"), 2, "seed=-1: ", "model.width=no: ", "trainer.lrr: ")
     assert not launch.runs.exists()
 
 
@@ -177,7 +166,7 @@ def test_what_this_machine_lacks_is_exit_3(launch: Launcher) -> None:
 @pytest.mark.parametrize(("word", "start"), [
     ("data.path=/nowhere/x.npz", "data.path=/nowhere/x.npz: does not exist."),
     ("data.path=shipped:x/y.npz", "data.path=shipped:x/y.npz: is not shipped."),
-    ("data.path='~nobody-here/x.npz'", "data.path=~nobody-here/x.npz: "),
+    ("data.path='~nobody-here/x.npz'", "data.path="),
     (f"data.path='/{'a' * 300}'", "data.path=/aaa"),
     (f"data.sha256={'0' * 64}", "data.sha256=000000000000...: the file has "),
 ])  # fmt: skip
@@ -236,16 +225,16 @@ def test_a_signal_stops_between_steps_and_the_same_command_goes_on(
     launch: Launcher, signum: signal.Signals, code: int, to: str
 ) -> None:
     launch.job = {"step_s": 0.01}
-    started = launch.start("trainer.max_steps=600")
+    started = launch.start("trainer.max_steps=200")
     started.until(lambda: launch.step() >= 2)
     started.process.send_signal(signum) if to == "launcher" else launch.ranks()[0].send_signal(signum)
     done = started.wait()
     assert done.rc == code
     assert re.match(r"stopped after step \d+, checkpoint kept. The same command goes on.", done.errors[0])
     step = launch.step()
-    assert 2 <= step < 600
+    assert 2 <= step < 200
     launch.job = {"step_s": 0}
-    again = launch("trainer.max_steps=600")
+    again = launch("trainer.max_steps=200")
     assert again.rc == 0 and f"counting from {step}" in again.out
 
 
@@ -254,7 +243,7 @@ def test_a_signal_in_the_first_moments_is_not_lost(launch: Launcher) -> None:
     """From the plan's line on: before the ranks are there, and while they start."""
     launch.job = {"step_s": 0.01}
     for delay in (0.0, 0.05, 0.1, 0.3, 0.6):
-        started = launch.start(LONG, f"seed={int(delay * 100)}")
+        started = launch.start(LONG, f"seed={int(delay * 100)}", PYTHONUNBUFFERED="1")
         started.until(lambda started=started: started.out_file.stat().st_size)
         time.sleep(delay)
         started.process.send_signal(signal.SIGINT)
@@ -405,7 +394,7 @@ def test_a_wrong_word_is_exit_2_and_one_line(launch: Launcher, words: list[str],
 
 
 def test_help_and_version_load_nothing_heavy(launch: Launcher) -> None:
-    heavy = ["torch", "numpy", "matplotlib", "submitit", "safetensors", "PIL", "jinja2", "monai", "mpi4py", "scipy", "rich", "psutil"]
+    heavy = "torch numpy matplotlib submitit safetensors PIL jinja2 monai mpi4py scipy rich psutil".split()
     for option, found in (("--help", "+experiment=pneumonia"), ("--version", "0.")):
         code = (
             f"import sys; from hpcai.run import main; rc = main(['{option}']); "
@@ -417,7 +406,8 @@ def test_help_and_version_load_nothing_heavy(launch: Launcher) -> None:
 
 def test_a_plan_loads_neither_torch_nor_numpy(launch: Launcher) -> None:
     words = launch.words("--dry-run")
-    code = f"import sys; from hpcai.run import main; rc = main({words}); sys.exit(rc or 10 * ('torch' in sys.modules or 'numpy' in sys.modules))"
+    found = "[m for m in ('torch', 'numpy') if m in sys.modules]"
+    code = f"import sys; from hpcai.run import main; rc = main({words}); sys.exit(rc or {found} or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=launch.env(), timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -425,7 +415,10 @@ def test_a_plan_loads_neither_torch_nor_numpy(launch: Launcher) -> None:
 # --- hostile places
 
 
-@pytest.mark.parametrize("name", ["with space", "quo'te\"s", "new\nline", "ünïcödé 名", "-rf", "$(touch x) `y` ;&", "a" * 200, "~"])
+NAMES = ["with space", "quo'te\"s", "new\nline", "ünïcödé 名", "-rf", "$(touch x) `y` ;&", "a" * 200, "~"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_runs_may_lie_in_folders_of_any_name(launch: Launcher, name: str) -> None:
     escaped = name.replace("\\", "\\\\").replace("'", "\\'")
     done = launch(f"runs_dir='./{escaped}'", "resources.tasks_per_node=2", "trainer.max_steps=2")
@@ -461,12 +454,12 @@ def test_a_damaged_run_folder_is_told_in_one_line(launch: Launcher, stopped: Run
         kept = file.read_bytes()
         file.write_bytes(kept[: len(kept) // 2])
         done = launch(LONG)
-        assert done.rc in (1, 3) and len(done.errors) == 1 and "Traceback" not in done.err, done
+        assert done.rc in (3, 5) and len(done.errors) == 1 and "Traceback" not in done.err, done
         file.write_bytes(kept)
 
 
 def test_run_files_are_the_users_alone(launch: Launcher) -> None:
-    os.chmod(launch.home, 0o755)
+    launch.home.chmod(0o755)
     assert launch().rc == 0
     files = [f for f in launch.runs.rglob("*") if "code" not in f.relative_to(launch.runs).parts]
     assert [f for f in (launch.runs, *files) if f.stat().st_mode & 0o077] == []
@@ -477,7 +470,7 @@ def test_run_files_are_the_users_alone(launch: Launcher) -> None:
 
 @pytest.mark.slow
 def test_a_real_training_completes_is_stopped_by_ctrl_c_and_goes_on(train: Launcher) -> None:
-    words = ["trainer.epochs=400", "trainer.validate_every=400", "trainer.checkpoint_every=50"]
+    words = ["trainer.epochs=200", "trainer.validate_every=200", "trainer.checkpoint_every=50"]
     started = train.start(*words)
     started.until(lambda: train.step() >= 50, timeout=60)
     os.killpg(started.process.pid, signal.SIGINT)
@@ -495,8 +488,8 @@ def test_a_full_disk_ends_a_real_run_with_one_line_and_a_bigger_one_resumes_it(
 ) -> None:
     """The disk holds the folder and some checkpoints; then it is full."""
     disk = small_disk("size=2m")
-    words = [f"runs_dir='{disk}/runs'", "trainer.epochs=100", "trainer.checkpoint_every=1", "trainer.keep_last=1000"]
-    words += ["trainer.validate_every=100"]
+    words = [f"runs_dir='{disk}/runs'", "trainer.epochs=8", "trainer.checkpoint_every=1", "trainer.keep_last=1000"]
+    words += ["trainer.validate_every=8"]
     done = train(*words)
     assert done.rc == 5 and "Traceback" not in done.err
     assert "No space left on device" in done.errors[0] and len(done.errors) <= 2

@@ -7,25 +7,37 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from torch import Tensor
 
 from hpcai import lease, rundir
+from hpcai.comm import Group
 from hpcai.config.check import load
-from hpcai.config.schema import Config
+from hpcai.config.schema import Config, Model, Trainer
+from hpcai.context import RunContext, alone
+from hpcai.data.samples import Samples, Scaling
+from hpcai.models import build
+from hpcai.plan import make_plan
 from hpcai.rundir import RunDir
+from hpcai.submit import prepare
+from hpcai.tasks.classification import Classification
 from hpcai.training.checkpoint import read_checkpoint
+from hpcai.training.state import TrainState
+from hpcai.training.steps import Outcome, Step, optimise, steps, total_steps
 
 SIZES = {"train": 150, "val": 300, "test": 40}
 NOT_COMPARED = ("time", "samples_s", "left_s")
@@ -178,9 +190,14 @@ def assert_same(a: RunDir, b: RunDir) -> None:
     assert a.threshold.read_bytes() == b.threshold.read_bytes()
 
 
-def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
+def same_bits(x: Tensor, y: Tensor) -> bool:
     """Equal in type, shape and every bit."""
-    return x.dtype == y.dtype and x.shape == y.shape and x.numpy().tobytes() == y.numpy().tobytes()
+    return x.dtype == y.dtype and x.shape == y.shape and raw(x) == raw(y)
+
+
+def raw(x: Tensor) -> bytes:
+    """The bytes of a tensor of any type."""
+    return x.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def rows_of(run: RunDir) -> dict[str, bytes]:
@@ -202,7 +219,7 @@ def end_of(run: RunDir) -> lease.RunState:
 
 def litter(folder: Path) -> list[str]:
     """Half-written files below `folder`."""
-    return [f.name for f in folder.rglob("*") if f.name.endswith(".tmp") and "code" not in f.parts]
+    return [f.name for f in folder.rglob("*") if f.name.endswith(".tmp")]
 
 
 def ranks_alive(run: RunDir) -> Iterator[psutil.Process]:
@@ -212,4 +229,136 @@ def ranks_alive(run: RunDir) -> Iterator[psutil.Process]:
             yield process
 
 
-assert os.name == "posix"
+# ---- ranks as threads of this process
+
+
+class ThreadGroup(Group):
+    """A rank that meets the others in memory: the same sums in the same order, without processes."""
+
+    def __init__(self, rank: int, size: int, meeting: Meeting) -> None:
+        super().__init__(rank, size, torch.device("cpu"))
+        self.meeting = meeting
+
+    def stack(self, x: Tensor) -> Tensor:
+        """See Group.stack."""
+        return torch.stack(self.meeting.share(self.rank, x.clone()))
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """See Group.sum_."""
+        return x.copy_(sum(self.meeting.share(self.rank, x.clone()), torch.zeros_like(x)))
+
+    def barrier(self) -> None:
+        """See Group.barrier."""
+        self.meeting.share(self.rank, torch.zeros(1))
+
+
+class Meeting:
+    """Where `size` threads lay down a tensor each and see all of them."""
+
+    def __init__(self, size: int) -> None:
+        self.parts: list[Tensor] = [torch.zeros(0)] * size
+        self.met = threading.Barrier(size, timeout=30)
+
+    def share(self, rank: int, x: Tensor) -> list[Tensor]:
+        """Everybody's tensor, in the order of ranks."""
+        self.parts[rank] = x
+        self.met.wait()
+        seen = list(self.parts)
+        self.met.wait()
+        return seen
+
+
+def on_ranks(size: int, work: Callable[[Group], Any]) -> list[Any]:
+    """What `work` gives on each of `size` ranks; the first error of any is raised."""
+    meeting = Meeting(size)
+
+    def rank(number: int) -> Any:
+        try:
+            return work(ThreadGroup(number, size, meeting))
+        except BaseException:
+            meeting.met.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        futures = [pool.submit(rank, r) for r in range(size)]
+    errors = [e for f in futures if (e := f.exception())]
+    for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+        raise error
+    return [f.result() for f in futures]
+
+
+def taken(folder: Path) -> RunContext:
+    """A context whose run has begun: the fence lets it write."""
+    context = alone(folder)
+    lease.take(context.dir, 1)
+    return context
+
+
+def table(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, classes: int = 2) -> Samples:
+    """`n` random samples of 6x6 pixel."""
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.integers(0, 255, (n, 1, 6, 6)).astype(np.uint8))
+    y = torch.from_numpy(np.arange(n) % 3 % classes)
+    return Samples(x, y, torch.arange(n), Scaling((127.0,), (70.0,)), dtype, torch.device("cpu"))
+
+
+def small_net(norm: str = "group", dropout: float = 0.0, classes: int = 2) -> torch.nn.Module:
+    """The small net at its least width."""
+    return build(Model(width=8, norm=norm, dropout=dropout), 1, classes)  # type: ignore[arg-type]
+
+
+_ONE_AT_A_TIME = threading.Lock()
+ALONE = Group(0, 1, torch.device("cpu"))
+
+
+def fresh_state(cfg: Trainer, n: int, group: Group = ALONE, norm: str = "group", dropout: float = 0.0) -> TrainState:
+    """A small net before its first step on `n` samples; threads share torch's generator, so one at a time."""
+    with _ONE_AT_A_TIME:
+        state = TrainState(lambda: small_net(norm, dropout), cfg, total_steps(n, cfg), 0, group)
+    group.barrier()
+    return state
+
+
+def train(state: TrainState, samples: Samples, each: Callable[[Step, Outcome], None] = lambda step, outcome: None) -> None:
+    """Every step that is left, as jobs/train.py does them; `each` sees a step done."""
+    task, group = Classification(["no", "yes"]), state.group
+    for step in steps(state.progress, len(samples), state.cfg, 0, group.rank, group.size):
+        each(step, optimise(state, task, samples, step, 0, stop=False, save=False))
+
+
+# ---- a job in this process: for what is not about processes
+
+
+def prepared(args: list[str]) -> tuple[Config, RunContext]:
+    """A run folder as the launcher would leave it, and the context of its one rank."""
+    plan, cfg, files = make_plan(load(args))
+    context = taken(Path(plan.run_dir))
+    prepare(context.dir, plan, cfg, files)
+    return cfg, context
+
+
+def run_here(args: list[str]) -> RunDir:
+    """A run on one rank, in this process; what its job raises is raised."""
+    cfg, context = prepared(args)
+    again(cfg, context)
+    return context.dir
+
+
+def again(cfg: Config, context: RunContext) -> None:
+    """The job of a prepared run."""
+    try:
+        import_module(f"hpcai.jobs.{cfg.job}").main(cfg, context)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+_TRAINED: list[tuple[Path, RunDir]] = []
+
+
+def a_trained_run(factory: Any) -> tuple[Path, RunDir]:
+    """(its data, a finished training of two epochs), made once a session; leave it as it is."""
+    if not _TRAINED:
+        folder = factory.mktemp("trained")
+        data = write_npz(folder / "d.npz")
+        _TRAINED.append((data, run_here(words(data, folder / "runs", "trainer.ema_decay=0.9", "model.norm=batch"))))
+    return _TRAINED[0]

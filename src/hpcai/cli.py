@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from hpcai.errors import ConfigError, HpcaiError, near
+from hpcai.output import steady
 
 
 def _run(argv: list[str]) -> int:
@@ -15,9 +16,9 @@ def _run(argv: list[str]) -> int:
 
 
 def _check(argv: list[str]) -> int:
-    from hpcai.config.check import check_command
+    from hpcai.experiments import main
 
-    return check_command(argv)
+    return main(argv)
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
@@ -28,6 +29,8 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit code."""
+    if argv is None:
+        steady()
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("--help", "-h", "help"):
         print("usage: hpcai VERB ...\n" + "\n".join(f"  {v:<8}{text}" for v, (text, _) in VERBS.items()))

@@ -58,11 +58,16 @@ def threads(config: Config, machine: Machine) -> int:
     return asked if asked is not None else max(1, machine.cores // config.resources.tasks_per_node)
 
 
+def limits(config: Config) -> Iterator[HpcaiError]:
+    """What the cluster's own file does not allow, whatever machine this is."""
+    asked, name = config.resources.nodes, config.cluster.name
+    if asked > config.cluster.max_nodes:
+        yield PlanError(f"resources.nodes={asked}: cluster {name} has {config.cluster.max_nodes}. Ask for fewer.")
+
+
 def violations(config: Config, machine: Machine) -> Iterator[HpcaiError]:
     """Everything that this machine does not allow, at once."""
-    asked, name = config.resources, config.cluster.name
-    if asked.nodes > config.cluster.max_nodes:
-        yield PlanError(f"resources.nodes={asked.nodes}: cluster {name} has {config.cluster.max_nodes}. Ask for fewer.")
+    asked = config.resources
     if asked.gpus_per_node > len(machine.gpus):
         yield PlanError(
             f"resources.gpus_per_node={asked.gpus_per_node}: this machine has {len(machine.gpus)} GPUs. "

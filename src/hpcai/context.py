@@ -16,6 +16,7 @@ from hpcai.errors import PlanError, Stopped
 from hpcai.rundir import RunDir
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # USR2, not USR1: NCCL may take that one
+HELD_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # a rank starts with these blocked, so that none is lost before it can answer
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Stop:
         for signum in STOP_SIGNALS:
             signal.signal(signum, self._note)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
         return self
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

@@ -36,12 +36,20 @@ def locate(path: str) -> Path:
     Raises: DataError for a shipped file that is not shipped.
     """
     if not path.startswith("shipped:"):
-        return Path(path).expanduser().absolute()
+        return expanded(path)
     file = SHIPPED / path.removeprefix("shipped:")
     if ".." in Path(path).parts or not file.resolve().is_relative_to(SHIPPED.resolve()) or not file.exists():
         shipped = ["shipped:" + str(f.relative_to(SHIPPED)) for f in sorted(SHIPPED.glob("*/*.npz"))]
         raise DataError(f"data.path={one_line(path, 80)}: is not shipped. {near(path, shipped)}")
     return file
+
+
+def expanded(path: str) -> Path:
+    """`path` as an absolute one; `~` is the home folder, where there is one."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:  # ~somebody who is not known here
+        return Path(path).absolute()
 
 
 def fingerprint(data: Data) -> list[Input]:
@@ -67,8 +75,12 @@ def list_files(data: Data) -> list[Path]:
     """
     path = Path(data.path)
     shown = f"data.path={one_line(data.path, 120)}"
-    if not path.exists():
-        raise DataError(f"{shown}: does not exist. Give the file or folder with data.path=...")
+    try:
+        path.stat()
+    except FileNotFoundError as e:
+        raise DataError(f"{shown}: does not exist. Give the file or folder with data.path=...") from e
+    except OSError as e:
+        raise DataError(f"{shown}: cannot be reached ({e.strerror}). Correct it, or ask for the right to read it.") from e
     if data.reader == "images":
         if not path.is_dir():
             raise DataError(f"{shown}: is no folder. data.reader=images reads a folder of PNG and JPEG files.")
@@ -89,7 +101,10 @@ def _listed(listing: Path, path_col: str) -> list[Path]:
         head = f.readline()
         f.seek(0)
         rows = csv.DictReader(f, delimiter=";" if head.count(";") > head.count(",") else ",")
-        names = [row.get(path_col) for row in rows]
+        try:
+            names = [row.get(path_col) for row in rows]
+        except csv.Error as e:
+            raise DataError(f"data: line {rows.line_num} of the listing cannot be read ({e}). Mend it.") from e
     return sorted({listing.parent / n for n in names if n and (listing.parent / n).is_file()})
 
 

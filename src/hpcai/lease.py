@@ -6,12 +6,11 @@
 
 A life is taken by renaming a prepared folder to the next number. rename(2) fails on a folder that is not empty, on every file
 system that clusters use, so of two launches at the same moment one wins. Nothing is ever taken over or deleted: the run's last
-life is its state. Standard library; psutil at use.
+life is its state. Standard library only; processes are looked up in /proc.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -68,7 +67,7 @@ def take(run: RunDir, ranks: int) -> int:
     beside = run.lives / f".{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
     beside.mkdir()
     try:
-        (beside / "owner.json").write_text(json.dumps({**me(), "ranks": ranks, "time": time.time()}), "utf-8")
+        write_json(beside / "owner.json", {**me(), "ranks": ranks, "time": time.time()})
         beside.rename(life_dir(run, life))
     except OSError as e:
         shutil.rmtree(beside, ignore_errors=True)
@@ -104,17 +103,12 @@ def beat(run: RunDir, life: int) -> None:
 
 def hand_over(run: RunDir, life: int, pid: int) -> None:
     """Makes process `pid`, which starts the ranks, the owner: the run outlives the launcher."""
-    import psutil
-
     path = life_dir(run, life) / "owner.json"
-    write_json(path, {**read_json(path), "pid": pid, "started": psutil.Process(pid).create_time()})
+    write_json(path, {**read_json(path), "pid": pid, "started": process_start(pid)})
 
 
-def read_state(run: RunDir, *, owner_gone: bool = False) -> RunState:
-    """The run's state from its own records alone; a process that vanished without an end record makes it `lost`.
-
-    `owner_gone`: the caller knows that no process of this life is left.
-    """
+def read_state(run: RunDir) -> RunState:
+    """The run's state from its own records alone; a process that vanished without an end record makes it `lost`."""
     life = last_life(run)
     if life == 0:
         return RunState("new")
@@ -123,19 +117,18 @@ def read_state(run: RunDir, *, owner_gone: bool = False) -> RunState:
     told = records(run, life)
     ends = [r for rank in told.values() for r in rank if r["event"] == "end"]
     step = max((r["step"] for rank in told.values() for r in rank if r.get("step") is not None), default=None)
-    if len(ends) >= owner["ranks"]:
+    ended = {r["rank"] for r in ends}
+    missing = sorted(set(range(owner["ranks"])) - ended)
+    if not missing:
         return _verdict(ends, life, who, step)
     begun = [r for rank in told.values() for r in rank if r["event"] == "begin"]
-    ended = {r["rank"] for r in ends}
-    if not owner_gone and any(_alive(r, run, life) for r in begun if r["rank"] not in ended):
+    if any(_alive(r, run, life) for r in begun if r["rank"] not in ended):
         return RunState("running", life, owner=who, step=step)
-    if not owner_gone and _alive(owner, run, life):
+    if _alive(owner, run, life):
         return RunState("running" if begun else "pending", life, owner=who, step=step)
-    if any(r["code"] for r in ends):
-        worst = _verdict([r for r in ends if r["code"]], life, who, step)
-        if worst.state == "failed" and not worst.message.startswith("collateral: "):
-            return worst
-    missing = sorted(set(range(owner["ranks"])) - ended)
+    causes = [r for r in ends if 0 < r["code"] < 128 and not r.get("collateral")]
+    if causes:
+        return _verdict(causes, life, who, step)
     text = f"run.rank={missing[0]}: ended without a word (killed, or out of memory). The same command goes on."
     return RunState("lost", life, 5, text, who, step)
 
@@ -153,15 +146,26 @@ def _verdict(ends: list[dict[str, Any]], life: int, who: str, step: int | None) 
     end = min(ends, key=weight)
     code = int(end["code"])
     state: State = "completed" if code == 0 else "stopped" if code >= 128 else "failed"
-    message = ("collateral: " if end.get("collateral") else "") + end.get("message", "")
-    return RunState(state, life, code, message, who, step, max(e["time"] for e in ends))
+    return RunState(state, life, code, end.get("message", ""), who, step, max(e["time"] for e in ends))
 
 
 def me() -> dict[str, Any]:
     """host, pid and start of this process: pids are reused, a pid with its start is not."""
-    import psutil
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid())}
 
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+def process_start(pid: int) -> str | None:
+    """Which boot of this machine and how many clock ticks after it process `pid` started; None if it is gone or a zombie.
+
+    Not a time of day, as psutil has it: that moves when the clock is set. Source: proc(5), stat fields 3 and 22.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()  # from the third on: the second, a name in brackets, may hold anything
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
+    return None if fields[0] in ("Z", "X") else f"{boot} {fields[19]}"
 
 
 def _alive(who: Mapping[str, Any], run: RunDir, life: int) -> bool:
@@ -170,11 +174,4 @@ def _alive(who: Mapping[str, Any], run: RunDir, life: int) -> bool:
             return bool(time.time() - (life_dir(run, life) / "beat").stat().st_mtime < SILENT_S)
         except FileNotFoundError:
             return bool(time.time() - who["time"] < SILENT_S)
-    import psutil
-
-    try:
-        process = psutil.Process(who["pid"])
-        same = abs(process.create_time() - who["started"]) < 0.05  # a reused pid has another start
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    return who["started"] is not None and process_start(who["pid"]) == who["started"]

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from hpcai import cluster, inputs, rundir
+from hpcai.cluster import Machine
 from hpcai.config.jobs import JOBS, PLACEHOLDER_LABELS
 from hpcai.config.schema import Config
 from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, near, one_line
@@ -55,7 +56,10 @@ def read_plan(run: RunDir) -> JobPlan:
 
     Raises: PlanError if it is of another version.
     """
-    value = rundir.read_json(run.plan)
+    try:
+        value = rundir.read_json(run.plan)
+    except ValueError as e:
+        raise PlanError(f"run={run.path.name}: its plan.json is damaged. --anew starts another folder.") from e
     if value.get("version") != rundir.VERSION:
         raise PlanError(f"run={run.path.name}: its format is {value.get('version')}, this hpcai reads {rundir.VERSION}.")
     return JobPlan(**value)
@@ -68,6 +72,8 @@ def make_plan(config: Config, *, anew: bool = False) -> tuple[JobPlan, Config, l
     """
     faults: list[HpcaiError] = []
     machine = cluster.read_machine()
+    config = config.model_copy(update={"runs_dir": str(inputs.expanded(config.runs_dir))})
+    faults += cluster.limits(config)
     faults += cluster.violations(config, machine)
     faults += _folder_faults(Path(config.runs_dir))
     trained = _try(faults, lambda: find_run(config)) if config.from_run else None
@@ -79,15 +85,19 @@ def make_plan(config: Config, *, anew: bool = False) -> tuple[JobPlan, Config, l
     if faults:
         raise Faults(faults)
     assert data is not None and files is not None and model is not None
+    plan = outline(config, machine, trained, anew=anew)
+    where = {"data": data, "model": model, "runs_dir": str(Path(plan.run_dir).parent)}
+    resolved = config.model_copy(update=where | {"from_run": str(trained.path) if trained else None})
+    return plan, resolved, files
+
+
+def outline(config: Config, machine: Machine, trained: RunDir | None = None, *, anew: bool = False) -> JobPlan:
+    """The plan alone, of a config that was checked: looks at no data."""
     identity = digest(config, trained.path.name if trained else None)
     run_dir = _folder(Path(config.runs_dir).absolute() / f"{config.name}-{identity[:8]}", anew)
-    run_id = run_dir.name
-    resolved = config.model_copy(
-        update={"data": data, "model": model, "runs_dir": str(run_dir.parent),
-                "from_run": str(trained.path) if trained else None}
-    )  # fmt: skip
-    plan = JobPlan(
-        run_id=run_id,
+    source = {"run_id": trained.path.name, "sha256": rundir.read_json(trained.model)["sha256"]} if trained else None
+    return JobPlan(
+        run_id=run_dir.name,
         run_dir=str(run_dir),
         job=config.job,
         cluster=config.cluster.name,
@@ -95,10 +105,9 @@ def make_plan(config: Config, *, anew: bool = False) -> tuple[JobPlan, Config, l
         resources=config.resources.model_dump(),
         threads=cluster.threads(config, machine),
         identity=identity,
-        from_run={"run_id": trained.path.name, "sha256": rundir.read_json(trained.model)["sha256"]} if trained else None,
+        from_run=source,
         warnings=list(cluster.warnings(config, machine)),
     )
-    return plan, resolved, files
 
 
 def _folder(first: Path, anew: bool) -> Path:
@@ -138,11 +147,12 @@ def find_run(config: Config) -> RunDir:
     Raises: ConfigError for an unknown name, PlanError if it did not finish a training.
     """
     assert config.from_run is not None
-    named, runs = Path(config.from_run).expanduser(), Path(config.runs_dir)
+    named, runs = inputs.expanded(config.from_run), inputs.expanded(config.runs_dir)
     shown = f"from_run={one_line(config.from_run, 120)}"
     candidates = [named] if named.is_dir() else sorted(
         d for d in runs.glob("*") if d.is_dir() and d.name.startswith(config.from_run)
     )  # fmt: skip
+    candidates = [d for d in candidates if d.name == config.from_run] or candidates
     if len(candidates) > 1:
         raise ConfigError(f"{shown}: {', '.join(d.name for d in candidates[:5])} begin so. Write more of it.")
     if not candidates or not (candidates[0] / "plan.json").is_file():
@@ -191,21 +201,26 @@ def _located_model(config: Config) -> Any:
     start = config.model.init_from
     if start is None:
         return config.model
-    path = Path(start).expanduser()
+    path = inputs.expanded(start)
     if not path.exists() and (Path(config.runs_dir) / start).is_dir():
         path = Path(config.runs_dir) / start
     if not path.exists():
         raise ConfigError(f"model.init_from={one_line(start, 120)}: does not exist. Give a run, .safetensors or .pt.")
-    return config.model.model_copy(update={"init_from": str(path.absolute())})
+    return config.model.model_copy(update={"init_from": str(path)})
 
 
 def _folder_faults(folder: Path) -> Iterator[HpcaiError]:
     shown = f"runs_dir={one_line(str(folder), 120)}"
-    if "%" in str(folder.absolute()):
-        yield PlanError(f"{shown}: holds %, which submitit replaces in paths. Choose another folder.")
+    for sign, why in (("%", "which submitit replaces in paths"), (":", "which parts the folders of PYTHONPATH")):
+        if sign in str(folder.absolute()):
+            yield PlanError(f"{shown}: holds {sign}, {why}. Choose another folder.")
     parent = folder.absolute()
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
+    try:
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+    except OSError as e:
+        yield PlanError(f"{shown}: cannot be reached ({e.strerror}). Choose another folder.")
+        return
     if not parent.is_dir():
         yield PlanError(f"{shown}: {one_line(parent.name, 60)} is no folder. Choose another.")
     elif not os.access(parent, os.W_OK | os.X_OK):

@@ -6,14 +6,18 @@ The words are Hydra's; the exit codes stand in errors.py. Starts light: neither 
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import os
 import shlex
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from hpcai.errors import ConfigError, HpcaiError, one_line
+from hpcai.errors import ConfigError, Faults, HpcaiError, one_line
+from hpcai.output import steady
 
 if TYPE_CHECKING:
     from hpcai.config.schema import Config
@@ -51,6 +55,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code. Every fault is one line on stderr."""
+    gc.disable()  # nothing to collect while starting, and looking for it takes a tenth of that time
+    if argv is None:
+        steady()
     try:
         return _run(*parse(sys.argv[1:] if argv is None else argv))
     except HpcaiError as e:
@@ -62,6 +69,14 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         print(f"run: {e.strerror or e}. Free space or mend the folder, then start the same command again.", file=sys.stderr)
         return 5
+    except json.JSONDecodeError:
+        print("run: a file of its folder is damaged. --anew starts another folder.", file=sys.stderr)
+        return 5
+    except Exception as e:
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        where = f"{Path(at.filename).name}:{at.lineno}"
+        print(f"hpcai: {type(e).__name__} in {where}, a fault of our own. Please report it.", file=sys.stderr)
+        return 1
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -75,17 +90,24 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
         print(help_text(options.config_dir))
         return 0
-    from hpcai.config.check import load
+    from hpcai.config.check import examine, load, with_faults_of_plan
 
     if options.cfg:
         import yaml
 
         print(yaml.safe_dump(load(overrides, options.config_dir).model_dump(), sort_keys=False, allow_unicode=True), end="")
         return 0
-    config = load(overrides, options.config_dir)
+    config, faults = examine(overrides, options.config_dir)
+    if config is None:
+        raise Faults(faults)
     from hpcai.plan import make_plan
 
-    plan, config, files = make_plan(config, anew=options.anew)
+    try:
+        plan, config, files = make_plan(config, anew=options.anew)
+    except HpcaiError as e:
+        raise Faults(with_faults_of_plan(faults, e.members)) from None
+    if faults:
+        raise Faults(faults)
     return launch(options, plan, config, files)
 
 
@@ -104,7 +126,10 @@ def launch(options: argparse.Namespace, plan: JobPlan, config: Config, files: li
         for fault in submit.differences(run, plan, files):
             print(f"note: {fault}", file=sys.stderr)
         return 0
-    print(describe(plan, config, files))
+    unfinished = state.state in ("stopped", "failed", "lost") and run.plan.is_file()
+    if unfinished and (faults := list(submit.differences(run, plan, files))):
+        raise Faults(faults)  # before a life is taken: what is refused leaves no trace
+    print(describe(plan, config, files), flush=True)
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
@@ -113,11 +138,13 @@ def launch(options: argparse.Namespace, plan: JobPlan, config: Config, files: li
     os.umask(0o077)  # what is derived from patients is the user's alone
     life = lease.take(run, plan.ranks)
     submit.prepare(run, plan, config, files)
+    asked = watch.listen()
     job = submit.start(run, plan, life)
     if options.no_wait:
         print(f"started: {watch.shown(run.path)}  log: {watch.shown(run.log(0))}")
         return 0
-    return watch.follow(run, plan, config, job, life)
+    gc.enable()
+    return watch.follow(run, plan, config, job, life, asked)
 
 
 def describe(plan: JobPlan, config: Config, files: list[Input]) -> str:

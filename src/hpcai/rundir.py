@@ -158,7 +158,12 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON; NaN is refused (it is no JSON)."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(path, _encoded(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"))
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8. A byte of a file's name that is none becomes `\\udcXX`: JSON's own escape, read back as the same name."""
+    return text.encode(errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:
@@ -167,12 +172,17 @@ def read_json(path: Path) -> Any:
 
 
 def append_lines(path: Path, values: Sequence[Mapping[str, Any]], *, sync: bool = False) -> None:
-    """Appends one JSON line a value, in one write; `sync` waits for the disk."""
+    """Appends one JSON line a value, in one write; `sync` waits for the disk. What a full disk cut short is taken back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(v, ensure_ascii=False, allow_nan=False) + "\n" for v in values)
-    with path.open("ab") as f:
-        f.write(text.encode())
-        f.flush()
+    data = _encoded("".join(json.dumps(v, ensure_ascii=False, allow_nan=False) + "\n" for v in values))
+    with path.open("ab", buffering=0) as f:
+        before = f.tell()
+        try:
+            for chunk in iter(lambda: data[f.tell() - before :], b""):
+                f.write(chunk)
+        except OSError:
+            f.truncate(before)
+            raise
         if sync:
             os.fsync(f.fileno())
 

@@ -6,6 +6,7 @@ Never imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -24,6 +25,7 @@ from typing import Any
 import hpcai
 from hpcai import cluster, lease, rundir
 from hpcai.config.schema import Config
+from hpcai.context import HELD_SIGNALS
 from hpcai.errors import DataError, Faults, HpcaiError, PlanError
 from hpcai.inputs import Input
 from hpcai.plan import JobPlan
@@ -70,20 +72,35 @@ def prepare(run: RunDir, plan: JobPlan, config: Config, files: list[Input]) -> N
 
 
 def start(run: RunDir, plan: JobPlan, life: int) -> Any:
-    """Starts the ranks by submitit; returns its job, whose `_process` is the controller that holds them.
-
-    SIGINT and SIGHUP are ignored round the start and so by the controller: Ctrl-C at a terminal reaches the launcher and the
-    ranks, which stop between two steps; submitit's own answer to it would kill them a second later.
-    """
+    """Starts the ranks by submitit; returns its job, whose `_process` is the controller that holds them."""
     executor = _executor(run, plan, life)
-    held = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
-    try:
+    with _apart(run.submitit / "controller.log"):
         job = executor._submit_command(executor._submitit_command_str)
-    finally:
-        for signum, handler in held.items():
-            signal.signal(signum, handler)
     lease.hand_over(run, life, job._process.pid)
     return job
+
+
+@contextlib.contextmanager
+def _apart(log: Path) -> Iterator[None]:
+    """What is started in here holds neither our terminal's signals nor our output.
+
+    SIGINT and SIGHUP stay blocked in the controller: Ctrl-C at a terminal reaches the launcher and the ranks, which unblock it
+    and stop between two steps; submitit's own answer would kill them a second later. And whoever reads our output through a
+    pipe would wait for the whole run, also with --no-wait.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    ours = [os.dup(fd) for fd in (0, 1, 2)]
+    theirs = [os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)]
+    try:
+        for fd, target in ((0, theirs[0]), (1, theirs[1]), (2, theirs[1])):
+            os.dup2(target, fd)
+        yield
+    finally:
+        for fd, copy in enumerate(ours):
+            os.dup2(copy, fd)
+        for fd in (*ours, *theirs):
+            os.close(fd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def command(run: RunDir, life: int) -> list[str]:

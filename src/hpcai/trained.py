@@ -21,6 +21,7 @@ from hpcai.errors import RunError
 from hpcai.models import build
 from hpcai.models.start import trained_weights
 from hpcai.rundir import RunDir
+from hpcai.training.state import DTYPES
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def load_trained(cfg: Config, run: RunContext, device: torch.device) -> Trained:
     if facts["sha256"] != rundir.read_json(run.dir.plan)["from_run"]["sha256"]:
         raise RunError(f"from_run={source.path.name}: its model is another one than at submission. --anew takes the new one.")
     torch.manual_seed(cfg.seed)
-    model = build(cfg.model, facts["input"]["channels"], len(facts["labels"]))
+    model = build(cfg.model, facts["input"]["channels"], len(facts["labels"])).to(DTYPES[cfg.trainer.precision])
     model.load_state_dict(trained_weights(source.path))
     scaling = Scaling(tuple(facts["input"]["mean"]), tuple(facts["input"]["std"]))
     size, threshold = tuple(facts["input"]["size"]), rundir.read_json(source.threshold)

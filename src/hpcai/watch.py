@@ -24,23 +24,27 @@ POLL_S = 0.1
 AGAIN_S = 2.0  # a stop is asked for again so often: a rank may not have been ready for the first
 
 
-def follow(run: RunDir, plan: JobPlan, config: Config, job: Any, life: int) -> int:
-    """Waits for the run's end, shows it, returns the exit code.
-
-    Ctrl-C, SIGTERM and SIGUSR2 are passed on as one SIGTERM to submitit's controller, which forwards it; the launcher waits
-    for the checkpoint and exits with 128 + its own signal.
-    """
+def listen() -> list[int]:
+    """Notes Ctrl-C, SIGTERM and SIGUSR2 from now on in the list that it returns; called before anything is started."""
     asked: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
-        if not asked:
-            asked.append(signum)
+        asked.append(signum)
 
     for signum in STOP_SIGNALS:
         signal.signal(signum, note)
+    return asked
+
+
+def follow(run: RunDir, plan: JobPlan, config: Config, job: Any, life: int, asked: list[int]) -> int:
+    """Waits for the run's end, shows it, returns the exit code.
+
+    What `listen` noted is passed on as one SIGTERM to submitit's controller, which forwards it; the launcher waits for the
+    checkpoint and exits with 128 + its own signal. Ranks may outlive their controller: the run ends with them.
+    """
     screen = Screen(run, config, Path(job.paths.folder) / f"{job.job_id}_0_log.out")
     sent = 0.0
-    while job._process.poll() is None:
+    while job._process.poll() is None or lease.read_state(run).state == "running":
         screen.update()
         if asked and time.monotonic() - sent > AGAIN_S and _all_begun(run, life, plan.ranks):
             job._process.send_signal(signal.SIGTERM)
@@ -57,16 +61,16 @@ def _all_begun(run: RunDir, life: int, ranks: int) -> bool:
 
 def conclude(run: RunDir, signum: int | None = None) -> int:
     """Shows the verdict that the records give and returns its exit code. `signum`: the launcher was asked to stop."""
-    state = lease.read_state(run, owner_gone=True)
+    state = lease.read_state(run)
     if state.state == "completed":
         show_answer(run)
         return 0
-    if signum is not None and state.state in ("stopped", "lost"):
+    if signum is not None and (state.state == "stopped" or (state.state == "lost" and state.step is None)):
         message = state.message if state.state == "stopped" else "stopped before its first step. The same command starts it."
         print(message, file=sys.stderr)
         return 128 + signum
     print(state.message or f"run={run.path.name}: failed. Its log has more.", file=sys.stderr)
-    print(f"log: {shown(run.log(0))}", file=sys.stderr)
+    print(f"log: {shown(run.log(0) if run.log(0).is_file() else run.submitit)}", file=sys.stderr)
     return state.code or 1
 
 

@@ -20,7 +20,8 @@ from typing import NoReturn
 import hpcai
 from hpcai import lease
 from hpcai.context import Ranks, RunContext, Stop, read_ranks
-from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError
+from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError, one_line
+from hpcai.output import steady
 from hpcai.plan import JobPlan, read_config, read_plan
 from hpcai.rundir import RunDir, cut_torn_line
 
@@ -41,23 +42,26 @@ def main(argv: list[str]) -> int:
             raise PlanError(f"RUN_DIR={run.path.name}: holds no plan.json. Give the folder of a run.")
         _run_frozen_code(run, argv)
         plan, ranks = read_plan(run), read_ranks(os.environ)
-        _set_up_process(plan, run, ranks)
         if ranks.world_size != plan.ranks:
             raise PlanError(
                 f"world_size={ranks.world_size}: run {plan.run_id} was planned for {plan.ranks} ranks. Start so many."
             )
         if lease.read_state(run).state == "completed":
-            log.info("finished already: %s", run.report_html)
+            print(f"finished already: {one_line(str(run.report_html))}")
             return 0
+        _set_up_process(plan, run, ranks)
         context = RunContext(run, ranks, _join(run, ranks), stop)
+        context.note("begin", **lease.me(), threads=plan.threads, launcher=ranks.launcher)
     except HpcaiError as e:
         print("\n".join(e.lines), file=sys.stderr)
         return e.code
+    except OSError as e:
+        print(f"RUN_DIR={run.path.name}: {e.strerror}. Free space or mend the folder, then start it again.", file=sys.stderr)
+        return RunError.code
     return _run_job(plan, context)
 
 
 def _run_job(plan: JobPlan, context: RunContext) -> int:
-    context.note("begin", **lease.me(), threads=plan.threads, launcher=context.ranks.launcher)
     if context.ranks.first:
         threading.Thread(target=_beat, args=(context,), daemon=True).start()
     end: dict[str, object] = {"code": 0}
@@ -91,10 +95,16 @@ def _failure(context: RunContext, what: str, code: int = RunError.code) -> dict[
 
 
 def _run_frozen_code(run: RunDir, argv: list[str]) -> None:
-    """Starts this process anew on the run's own snapshot, if it runs any other code."""
+    """Starts this process anew on the run's own snapshot, if it runs any other code.
+
+    Raises: PlanError if it came from there and still does.
+    """
     if (run.code / "hpcai").is_dir() and not Path(hpcai.__file__).resolve().is_relative_to(run.code.resolve()):
+        if os.environ.get("HPCAI_CODE") == str(run.code):
+            raise PlanError(f"RUN_DIR={run.path.name}: its code/ cannot be imported (damaged, or a : in its path). Mend it.")
         path = os.pathsep.join(p for p in (str(run.code), os.environ.get("PYTHONPATH", "")) if p)
-        os.execve(sys.executable, [sys.executable, "-P", "-m", "hpcai.worker", *argv], {**os.environ, "PYTHONPATH": path})
+        env = {**os.environ, "PYTHONPATH": path, "HPCAI_CODE": str(run.code)}
+        os.execve(sys.executable, [sys.executable, "-P", "-m", "hpcai.worker", *argv], env)
 
 
 def _set_up_process(plan: JobPlan, run: RunDir, ranks: Ranks) -> None:
@@ -112,6 +122,7 @@ def _set_up_process(plan: JobPlan, run: RunDir, ranks: Ranks) -> None:
     to_screen.setFormatter(logging.Formatter("%(message)s"))
     log.setLevel(logging.DEBUG)
     log.propagate = False
+    logging.raiseExceptions = False  # a log that cannot be written stops no run and prints no traceback
     log.handlers = [to_file, to_screen]
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addHandler(to_file)
@@ -165,4 +176,5 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    steady()
     leave(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcai.config.compose import attempt
-from hpcai.errors import ConfigError, Faults, near, one_line
+from hpcai.errors import ConfigError, Faults, HpcaiError, near, one_line
 
 if TYPE_CHECKING:
     from hpcai.config.schema import Config
@@ -27,11 +27,26 @@ def load(overrides: list[str], config_dir: Path | None = None) -> Config:
     Raises:
         Faults: the faults of words, files, keys and values, all together.
     """
+    config, found = examine(overrides, config_dir)
+    if found or config is None:
+        raise Faults(found)
+    return config
+
+
+def examine(overrides: list[str], config_dir: Path | None = None) -> tuple[Config | None, list[HpcaiError]]:
+    """What can be had of a config, and its faults: defaults stand in for wrong values, so that a plan can be checked too.
+
+    None if so much is missing that a plan would speak of stand-ins alone.
+    """
     raw, found, whole = attempt(overrides, config_dir)
     config = _validate(raw, found, whole=whole)
-    if found or config is None:
-        raise Faults(found[:MAX_FAULTS])
-    return config
+    return (config if whole else None), list(found[:MAX_FAULTS])
+
+
+def with_faults_of_plan(faults: list[HpcaiError], more: list[HpcaiError]) -> list[HpcaiError]:
+    """`faults` and those of `more` that speak of no key that is at fault already: there a stand-in was looked at."""
+    wrong = [str(fault) for fault in faults]
+    return [*faults, *(fault for fault in more if not _overlap(str(fault), wrong))]
 
 
 def check(raw: dict[str, Any]) -> Config:
@@ -108,7 +123,9 @@ def _with_labels(raw: dict[str, Any]) -> dict[str, Any]:
     """evaluate and predict take the class names from the run they name, so nobody need write them: two stand in."""
     data = raw.get("data")
     if raw.get("job") in ("evaluate", "predict") and isinstance(data, dict) and data.get("labels") is None:
-        return {**raw, "data": {**data, "labels": ["0", "1"]}}
+        from hpcai.config.jobs import PLACEHOLDER_LABELS
+
+        return {**raw, "data": {**data, "labels": PLACEHOLDER_LABELS}}
     return raw
 
 

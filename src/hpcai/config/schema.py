@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # run names become folder, job and file names
 
@@ -23,6 +23,11 @@ def _one_line(text: str) -> str:
     if not text.isprintable():
         raise ValueError("holds a control character (newline, escape). Write it on one line.")
     return text
+
+
+def _number_as_text(value: Any) -> Any:
+    """`task.threshold=0.5` is a number on the command line."""
+    return repr(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
@@ -43,7 +48,7 @@ class Task(Group):
 
     name: Literal["classification"] = key("classification", "kind of task")
     select: Literal["auc", "loss"] = key("auc", "validation score that picks the best checkpoint")
-    threshold: str = key(
+    threshold: Annotated[str, BeforeValidator(_number_as_text)] = key(
         "sensitivity>=0.95",
         "rule for the operating point, applied to validation: sensitivity>=x, specificity>=x, youden, or a number",
         pattern=r"^(?:(?:sensitivity|specificity)>=(?:0(?:\.\d+)?|1(?:\.0+)?)|youden|0(?:\.\d+)?|1(?:\.0+)?)$",

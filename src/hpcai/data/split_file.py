@@ -5,11 +5,15 @@ Needs the run's context, which splits.py (pure) does not.
 
 from __future__ import annotations
 
+import logging
+
 from hpcai import rundir
 from hpcai.config.schema import Split
 from hpcai.context import RunContext
 from hpcai.data.cases import Cases
 from hpcai.data.splits import Splits, from_json, make_splits, to_json
+
+log = logging.getLogger("hpcai")
 
 
 def split_once(run: RunContext, cases: Cases, cfg: Split) -> Splits:
@@ -21,7 +25,11 @@ def split_once(run: RunContext, cases: Cases, cfg: Split) -> Splits:
         return from_json(rundir.read_json(run.dir.split), cases)
     splits = make_splits(cases, cfg)
     if run.ranks.first:
-        rundir.write_json(run.dir.split, to_json(splits, cases))
+        value = to_json(splits, cases)
+        rundir.write_json(run.dir.split, value)
+        for pair, n in value["duplicates"].items():
+            if n:
+                log.warning("warning: %d images stand in %s", n, pair.replace("/", " and "))
     return splits
 
 

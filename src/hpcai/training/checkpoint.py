@@ -115,7 +115,7 @@ def read_facts(stem: Path) -> dict[str, Any]:
         body: dict[str, Any] = rundir.read_json(stem.with_suffix(".json"))
         if _digest({k: v for k, v in body.items() if k != "digest"}) == body["digest"]:
             return body
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise Damaged(f"checkpoint={stem.name}: its .json is not what was written.")
 
@@ -230,6 +230,7 @@ class Checkpoints:
         return step
 
     def _newest_whole(self) -> int:
+        self._sweep()
         for step in reversed(self._steps()):
             try:
                 read_checkpoint(self.stem(step))
@@ -240,6 +241,14 @@ class Checkpoints:
                     with contextlib.suppress(FileNotFoundError):
                         self.stem(step).with_suffix(suffix).rename(self.stem(step).with_suffix(suffix + ".damaged"))
         return 0
+
+    def _sweep(self) -> None:
+        """Removes what a kill left half written or half deleted."""
+        self.run.fence()
+        whole = {self.stem(step).name for step in self._steps()}
+        for file in self.folder.glob("*"):
+            if file.name.startswith(".step-") or (file.suffix == ".safetensors" and file.stem not in whole):
+                file.unlink()
 
     def _warn(self, message: str) -> None:
         log.warning("warning: %s", message)

@@ -50,17 +50,19 @@ class Curve:
     def read(self) -> None:
         """Brings the losses to the CPU, in float64; called before a checkpoint too, so that none holds a poisoned model.
 
-        Raises: RunError that names the first step whose loss is not finite.
+        Raises: RunError that names the first step whose loss is not finite, or the last one if its weights are not.
         """
         if not self.unread:
             return
-        new = torch.stack(self.unread).double().tolist()
+        *new, weight = torch.stack([*self.unread, self.state.largest_weight()]).double().tolist()
         self.unread.clear()
-        for i, loss in enumerate(new):
-            if not math.isfinite(loss):
+        step = self.state.progress.step
+        facts = [(step - len(new) + 1 + i, f"the loss is {loss}", loss) for i, loss in enumerate(new)]
+        for number, fact, value in [*facts, (step, f"after it a weight is {weight}", weight)]:
+            if not math.isfinite(value):
                 raise RunError(
-                    f"trainer.step={self.state.progress.step - len(new) + 1 + i}: the loss is {loss}. "
-                    "The last checkpoint is kept. Lower trainer.lr, set trainer.clip_norm=1, or look for bad values in the data."
+                    f"trainer.step={number}: {fact}. The last checkpoint is kept. "
+                    "Lower trainer.lr, set trainer.clip_norm=1, or look for bad values in the data."
                 )
         self.state.progress.losses += new
 

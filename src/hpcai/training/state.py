@@ -82,6 +82,11 @@ class TrainState:
             torch._foreach_copy_(self.statistics, self.shared)
         return self.flat[-4:].clone()
 
+    @torch.no_grad()
+    def largest_weight(self) -> Tensor:
+        """The largest absolute value of all weights (0-d, on the device): NaN or infinite as soon as one is."""
+        return torch.stack(torch._foreach_norm(self.params, math.inf)).max()
+
     def lr(self) -> float:
         """The rate of the step that progress counts as being done."""
         return lr_at(self.progress.step - 1, self.total_steps, self.cfg)

@@ -1,0 +1,269 @@
+"""What a run is called, what is wrong with a command, where its folder lies; and that planning writes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_words
+
+from hpcai import rundir
+from hpcai.config.check import load
+from hpcai.config.keys import all_keys
+from hpcai.config.schema import Config
+from hpcai.errors import ConfigError, DataError, Faults, HpcaiError, PlanError
+from hpcai.plan import JobPlan, digest, find_run, make_plan, read_config, read_plan, with_trained
+from hpcai.rundir import RunDir
+
+# Another value for each key that decides a result, and for each that does not: every key stands in one of the two.
+DECIDES = {
+    "job": "evaluate from_run=x", "seed": "1", "task.select": "loss", "task.threshold": "youden", "data.name": "other",
+    "data.reader": "images", "data.path": "/x", "data.sha256": "0" * 64, "data.labels": "[a,b,c]", "data.channels": "3",
+    "data.image_size": "[9,9]", "data.case_col": "c", "data.path_col": "c", "data.label_col": "c", "data.patient_col": "c",
+    "data.split_col": "c", "data.split.by": "random", "data.split.val_fraction": "0.3", "data.split.test_fraction": "0.3",
+    "data.split.folds": "7", "data.split.fold": "1", "data.split.seed": "1", "data.eval_split": "all", "data.source": "s",
+    "data.licence": "l", "model.name": "densenet121", "model.spatial_dims": "3", "model.norm": "batch", "model.width": "16",
+    "model.dropout": "0.5", "model.init_from": "/x", "model.options": "{a:1}", "trainer.epochs": "3", "trainer.max_steps": "9",
+    "trainer.batch_size": "8", "trainer.accumulate": "2", "trainer.optimizer": "sgd", "trainer.lr": "0.5",
+    "trainer.weight_decay": "0.5", "trainer.lr_schedule": "constant", "trainer.warmup": "0.5", "trainer.clip_norm": "1",
+    "trainer.precision": "bf16", "trainer.compile": "true", "trainer.label_smoothing": "0.5", "trainer.class_weights": "balanced",
+    "trainer.ema_decay": "0.5", "trainer.augment": "[flip]", "trainer.patience": "2", "trainer.validate_every": "2",
+    "trainer.deterministic": "false", "task.name": None,
+}  # fmt: skip
+DOES_NOT = {
+    "name": "x", "from_run": "x", "runs_dir": "/elsewhere", "trainer.log_every": "7", "trainer.checkpoint_every": "7",
+    "trainer.checkpoint_every_min": "7", "trainer.keep_last": "7", "trainer.checkpoint_async": "true", "resources.nodes": "2",
+    "resources.tasks_per_node": "2", "resources.gpus_per_node": "2", "resources.cpus_per_task": "2", "resources.mem_gb": "2",
+    "resources.timeout_min": "2", "cluster.name": "x", "cluster.executor": None, "cluster.max_nodes": "2",
+}  # fmt: skip
+MODEL = {"sha256": "00", "labels": ["no", "yes"], "input": {"channels": 1, "size": [8, 8]}}
+Planner = Callable[..., tuple[JobPlan, Config, Any]]
+
+
+@pytest.fixture
+def plan_of(tiny_npz: Path, tmp_path: Path) -> Planner:
+    """plan_of("seed=1"): the tiny config, planned in a folder of this test."""
+
+    def plan(*overrides: str, anew: bool = False) -> tuple[JobPlan, Config, Any]:
+        return make_plan(config(tiny_npz, tmp_path, *overrides), anew=anew)
+
+    return plan
+
+
+def config(npz: Path, home: Path, *overrides: str) -> Config:
+    words = tiny_words(npz) | {"runs_dir": str(home / "runs")} | dict(o.split("=", 1) for o in overrides)
+    return load([f"{k}='{v}'" if "/" in v else f"{k}={v}" for k, v in words.items()])
+
+
+def changed(value: Config, key: str, text: str) -> Config:
+    """`value` with another value under `key`, unchecked: rules across groups are not the point here."""
+    first, _, rest = key.partition(".")
+    inner = getattr(value, first)
+    return value.model_copy(update={first: changed(inner, rest, text) if rest else f"{inner}{text}"})
+
+
+# --- identity
+
+
+def test_every_key_either_decides_a_result_or_does_not() -> None:
+    assert {key.name for key in all_keys()} == DECIDES.keys() | DOES_NOT.keys()
+
+
+@pytest.mark.parametrize("key", DECIDES)
+def test_a_key_that_decides_a_result_changes_the_identity(tiny_npz: Path, tmp_path: Path, key: str) -> None:
+    base = config(tiny_npz, tmp_path)
+    if key == "job":
+        assert digest(base) != digest(base.model_copy(update={"job": "predict"}))
+    else:
+        assert digest(base) != digest(changed(base, key, DECIDES[key] or "x"))
+
+
+@pytest.mark.parametrize("key", DOES_NOT)
+def test_a_key_that_decides_no_result_does_not(tiny_npz: Path, tmp_path: Path, key: str) -> None:
+    base = config(tiny_npz, tmp_path)
+    assert digest(base) == digest(changed(base, key, DOES_NOT[key] or "x"))
+
+
+def test_the_same_config_has_the_same_run_id_in_another_process_and_order(tiny_npz: Path, tmp_path: Path) -> None:
+    words = [f"{k}='{v}'" if "/" in v else f"{k}={v}" for k, v in tiny_words(tiny_npz).items()]
+    code = "import sys, json; from hpcai.config.check import load; from hpcai.plan import digest; print(digest(load(json.loads(sys.argv[1]))))"
+    found = {digest(config(tiny_npz, tmp_path))}
+    for seed, order in (("1", words), ("2", words[::-1])):
+        done = subprocess.run([sys.executable, "-c", code, json.dumps(order)], capture_output=True, text=True, check=True,
+                              env={"PYTHONHASHSEED": seed, "PATH": ""})  # fmt: skip
+        found.add(done.stdout.strip())
+    assert len(found) == 1
+
+
+def test_evaluate_is_another_run_for_another_trained_run_or_other_data_alone(tiny_npz: Path, tmp_path: Path) -> None:
+    base = config(tiny_npz, tmp_path, "job=evaluate", "from_run=x")
+    assert digest(base, "a-1") != digest(base, "a-2")
+    assert digest(base, "a-1") != digest(changed(base, "data.path", "x"), "a-1")
+    assert digest(base, "a-1") == digest(changed(changed(base, "trainer.lr", "1"), "model.width", "1"), "a-1")
+
+
+def test_the_run_id_is_the_name_and_eight_digits_and_the_paths_are_absolute(
+    plan_of: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan, resolved, files = plan_of("runs_dir=here")
+    assert plan.run_id == f"tiny-{plan.identity[:8]}" and plan.run_dir == str(tmp_path / "here" / plan.run_id)
+    assert resolved.runs_dir == str(tmp_path / "here") and Path(resolved.data.path).is_absolute()
+    assert [f.path for f in files] == [resolved.data.path]
+
+
+# --- folders
+
+
+def test_the_newest_folder_of_an_identity_goes_on_and_anew_starts_the_next(plan_of: Planner, tmp_path: Path) -> None:
+    first = Path(plan_of()[0].run_dir)
+    assert Path(plan_of(anew=True)[0].run_dir) == first
+    first.mkdir(parents=True)
+    assert (Path(plan_of()[0].run_dir), Path(plan_of(anew=True)[0].run_dir)) == (first, Path(f"{first}.2"))
+    Path(f"{first}.2").mkdir()
+    assert (Path(plan_of()[0].run_dir), Path(plan_of(anew=True)[0].run_dir)) == (Path(f"{first}.2"), Path(f"{first}.3"))
+
+
+def test_planning_writes_nothing(plan_of: Planner, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    plan_of()
+    with pytest.raises(Faults):
+        plan_of("data.path=/nowhere")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- faults
+
+
+def test_everything_that_is_wrong_is_told_at_once(plan_of: Planner, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ["resources.nodes=9", "resources.gpus_per_node=64", "data.path=/nowhere", "model.init_from=/no", f"runs_dir={tmp_path}/file/x"]
+    with pytest.raises(Faults) as caught:
+        plan_of(*words)
+    assert [type(f) for f in caught.value.members] == [PlanError, PlanError, PlanError, DataError, ConfigError]
+    assert [line.split("=")[0] for line in caught.value.lines] == [
+        "resources.nodes", "resources.gpus_per_node", "runs_dir", "data.path", "model.init_from"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "why"), [("a%b", "holds %"), ("a:b", "holds :"), ("a" * 256, "cannot be reached"), ("f/x", "f is no folder")])
+def test_a_folder_that_cannot_hold_runs_is_a_plan_error(plan_of: Planner, tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "f").touch()
+    with pytest.raises(Faults, match=why) as caught:
+        plan_of(f"runs_dir={tmp_path}/{name}")
+    assert [type(f) for f in caught.value.members] == [PlanError]
+
+
+# --- the plan on disk
+
+
+def test_a_plan_is_read_as_it_was_written(plan_of: Planner, tmp_path: Path) -> None:
+    plan, run = plan_of("resources.tasks_per_node=3")[0], RunDir(tmp_path)
+    rundir.write_json(run.plan, plan.to_json())
+    assert read_plan(run) == plan and plan.ranks == 3
+
+
+def test_a_plan_or_config_that_is_not_what_was_written_is_a_plan_error(plan_of: Planner, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    rundir.write_json(run.plan, replace(plan_of()[0], version=99).to_json())
+    with pytest.raises(PlanError, match="its format is 99, this hpcai reads 1"):
+        read_plan(run)
+    run.plan.write_text('{"version":')
+    with pytest.raises(PlanError, match=r"its plan.json is damaged"):
+        read_plan(run)
+    for text in ("{", "name: [", "name: 5", "!!python/object/apply:os.system ['true']", "\x00"):
+        run.config.write_text(text)
+        with pytest.raises(PlanError, match=r"its config.yaml is damaged"):
+            read_config(run)
+
+
+# --- from_run
+
+
+@pytest.fixture
+def trained(plan_of: Planner, tmp_path: Path) -> Callable[..., RunDir]:
+    """trained("a-1"): a folder as a training leaves it."""
+
+    def make(name: str, job: str = "train", finished: bool = True) -> RunDir:
+        plan, resolved, _ = plan_of()
+        run = RunDir(tmp_path / "runs" / name)
+        rundir.write_json(run.plan, replace(plan, job=job, run_id=name).to_json())
+        rundir.write_bytes(run.config, json.dumps(resolved.model_dump()).encode())
+        rundir.write_json(run.model, MODEL)
+        if finished:
+            rundir.write_json(run.threshold, {})
+        return run
+
+    return make
+
+
+def found(tiny_npz: Path, tmp_path: Path, name: str) -> Path:
+    return find_run(config(tiny_npz, tmp_path, "job=evaluate", f"from_run={name}")).path
+
+
+def test_a_run_is_found_by_its_name_a_beginning_of_it_or_its_folder(
+    trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path
+) -> None:
+    run, other = trained("abc-1"), trained("xyz-1")
+    assert found(tiny_npz, tmp_path, "abc-1") == found(tiny_npz, tmp_path, "a") == run.path
+    assert found(tiny_npz, tmp_path, str(other.path)) == other.path
+
+
+def test_a_run_s_own_name_means_it_also_where_another_begins_so(
+    trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path
+) -> None:
+    first, second = trained("abc-1"), trained("abc-1.2")
+    assert found(tiny_npz, tmp_path, "abc-1") == first.path
+    assert found(tiny_npz, tmp_path, "abc-1.2") == second.path
+    with pytest.raises(ConfigError, match=r"^from_run=abc: abc-1, abc-1.2 begin so. Write more of it.$"):
+        found(tiny_npz, tmp_path, "abc")
+
+
+@pytest.mark.parametrize("name", ["abd-1", "/nowhere", "~nobody-here/x", "*", "../..", "a" * 300])
+def test_an_unknown_run_is_a_config_error_with_the_nearest(
+    trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path, name: str
+) -> None:
+    trained("abc-1")
+    with pytest.raises(ConfigError, match=r": no such run in .*(Did you mean abc-1\?|Known: abc-1\.)$"):
+        found(tiny_npz, tmp_path, name)
+
+
+def test_a_run_that_is_unfinished_or_trains_nothing_is_a_plan_error(
+    trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path
+) -> None:
+    trained("a-1", finished=False)
+    trained("b-1", job="predict")
+    with pytest.raises(PlanError, match="has not finished its training"):
+        found(tiny_npz, tmp_path, "a-1")
+    with pytest.raises(PlanError, match="is a run of job=predict. Name a run of job=train"):
+        found(tiny_npz, tmp_path, "b-1")
+
+
+def test_labels_are_the_trained_run_s_and_others_are_refused(
+    trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path
+) -> None:
+    run = trained("a-1")
+    base = config(tiny_npz, tmp_path, "job=evaluate", "from_run=a-1", "model.width=64", "trainer.precision=float64")
+    taken = with_trained(base, run)
+    assert (taken.data.labels, taken.data.image_size, taken.model.width, taken.trainer.precision) == (["no", "yes"], [8, 8], 8, "float32")
+    with pytest.raises(ConfigError, match=r"^data.labels=yes,no: run a-1 was trained for no,yes. Leave data.labels out.$"):
+        with_trained(base.model_copy(update={"data": base.data.model_copy(update={"labels": ["yes", "no"]})}), run)
+
+
+def test_the_plan_of_an_evaluation_records_the_model_s_digest(
+    trained: Callable[..., RunDir], plan_of: Planner
+) -> None:
+    run = trained("a-1")
+    plan, resolved, _ = plan_of("job=evaluate", "from_run=a")
+    assert plan.from_run == {"run_id": "a-1", "sha256": "00"} and resolved.from_run == str(run.path)
+
+
+def test_faults_of_the_trained_run_come_with_all_others(plan_of: Planner) -> None:
+    with pytest.raises(HpcaiError) as caught:
+        plan_of("job=evaluate", "from_run=a", "data.path=/nowhere", "resources.nodes=2")
+    assert [line.split("=")[0] for line in caught.value.lines] == ["resources.nodes", "from_run", "data.path"]
