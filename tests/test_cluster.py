@@ -19,7 +19,8 @@ RAW: dict[str, Any] = {"name": "x", "data": {"path": "x", "labels": ["a", "b"]},
 
 
 def config(job: str = "train", norm: str = "group", **resources: Any) -> Config:
-    return check(RAW | {"job": job, "model": {"norm": norm}, "resources": resources} | ({"from_run": "x"} if job != "train" else {}))
+    source = {"from_run": "x"} if job != "train" else {}
+    return check(RAW | {"job": job, "model": {"norm": norm}, "resources": resources} | source)
 
 
 def lines(**resources: Any) -> list[str]:
@@ -68,5 +69,6 @@ def test_this_machine_is_read_without_a_driver_or_torch() -> None:
 
 
 def test_cores_are_those_that_this_process_may_use() -> None:
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from hpcai.cluster import read_machine; print(read_machine().cores)"
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+    code += "from hpcai.cluster import read_machine; print(read_machine().cores)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"

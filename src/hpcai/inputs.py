@@ -38,7 +38,7 @@ def locate(path: str) -> Path:
     if not path.startswith("shipped:"):
         return expanded(path)
     file = SHIPPED / path.removeprefix("shipped:")
-    if ".." in Path(path).parts or not file.resolve().is_relative_to(SHIPPED.resolve()) or not file.exists():
+    if ".." in Path(path).parts or not file.resolve().is_relative_to(SHIPPED.resolve()) or not exists(file):
         shipped = ["shipped:" + str(f.relative_to(SHIPPED)) for f in sorted(SHIPPED.glob("*/*.npz"))]
         raise DataError(f"data.path={one_line(path, 80)}: is not shipped. {near(path, shipped)}")
     return file
@@ -50,6 +50,14 @@ def expanded(path: str) -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError:  # ~somebody who is not known here
         return Path(path).absolute()
+
+
+def exists(path: Path) -> bool:
+    """Whether something lies there; a path that no file system can hold does not exist, where pathlib's own raises."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def fingerprint(data: Data) -> list[Input]:
@@ -84,7 +92,7 @@ def list_files(data: Data) -> list[Path]:
     if data.reader == "images":
         if not path.is_dir():
             raise DataError(f"{shown}: is no folder. data.reader=images reads a folder of PNG and JPEG files.")
-        images = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        images = sorted(f for f in path.rglob("*") if _is_image(f.relative_to(path)))
         if not images:
             raise DataError(f"{shown}: holds no {', '.join(IMAGE_SUFFIXES)} file. Check the folder.")
         return images
@@ -93,6 +101,11 @@ def list_files(data: Data) -> list[Path]:
     if not os.access(path, os.R_OK):
         raise DataError(f"{shown}: may not be read. Ask for the right to read it.")
     return [path, *_listed(path, data.path_col)] if data.reader == "csv" else [path]
+
+
+def _is_image(path: Path) -> bool:
+    """By its name, as the reader goes by it: nothing hidden counts."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def _listed(listing: Path, path_col: str) -> list[Path]:

@@ -149,7 +149,7 @@ def find_run(config: Config) -> RunDir:
     assert config.from_run is not None
     named, runs = inputs.expanded(config.from_run), inputs.expanded(config.runs_dir)
     shown = f"from_run={one_line(config.from_run, 120)}"
-    candidates = [named] if named.is_dir() else sorted(
+    candidates = [named] if inputs.exists(named) and named.is_dir() else sorted(
         d for d in runs.glob("*") if d.is_dir() and d.name.startswith(config.from_run)
     )  # fmt: skip
     candidates = [d for d in candidates if d.name == config.from_run] or candidates
@@ -202,9 +202,9 @@ def _located_model(config: Config) -> Any:
     if start is None:
         return config.model
     path = inputs.expanded(start)
-    if not path.exists() and (Path(config.runs_dir) / start).is_dir():
+    if not inputs.exists(path) and inputs.exists(Path(config.runs_dir) / start):
         path = Path(config.runs_dir) / start
-    if not path.exists():
+    if not inputs.exists(path):
         raise ConfigError(f"model.init_from={one_line(start, 120)}: does not exist. Give a run, .safetensors or .pt.")
     return config.model.model_copy(update={"init_from": str(path)})
 

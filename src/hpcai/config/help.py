@@ -22,7 +22,18 @@ hpcai: AI health workloads, from an experiment's name to a trained model and its
   python -m hpcai.run job=predict name=new from_run=RUN data.reader=images data.path=images/
 
 Words are Hydra's: key=value sets, +group=choice adds, group=choice replaces, ~key deletes.
-Quote a value that holds commas, brackets or quotes: 'data.path="/data/a,b"'."""
+Quote a value that holds commas, brackets or quotes: 'data.path="/data/a,b"'.
+
+Options
+  --config-dir DIR  experiments and other groups of your own, beside these
+  --cfg job         print the config, start nothing
+  --dry-run         print the plan and the command, write nothing
+  --no-wait         start, and give the prompt back
+  --anew            a new folder, though this run has one
+  --version, --help
+
+The same command again shows a finished run, goes on with an interrupted one, or says who runs it. Exit codes:
+0 done, 2 config, 3 plan, 4 data, 5 run, 7 owned by another, 128+n stopped by signal n, 1 our own fault."""
 
 
 def help_text(config_dir: Path | None = None) -> str:

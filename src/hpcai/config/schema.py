@@ -126,9 +126,7 @@ class Model(Group):
     )
     spatial_dims: Literal[2, 3] = key(2, "images or volumes")
     norm: Literal["batch", "group"] = key("batch", "batch: best scores, statistics per rank; group: same on any rank count")
-    width: int = key(
-        24, "channels of the first stage (resnet_small)", ge=8, le=1024
-    )  # below 8 oneDNN corrupts memory: decisions.md
+    width: int = key(24, "channels of the first stage (resnet_small)", ge=4, le=1024)
     dropout: float = key(0.0, "dropout before the last layer", ge=0, lt=1)
     init_from: PathText | None = key(None, "start from these weights: a run, .safetensors, or .pt (weights only)")
     options: dict[str, Any] = key({}, "a plug-in model's own keys, checked by its own model")
