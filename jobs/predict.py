@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from hpcai import rundir
 from hpcai.cases import remaining_blocks
 from hpcai.comm import process_group
 from hpcai.config.schema import Config
 from hpcai.context import RunContext
 from hpcai.data.open import open_cases
+from hpcai.errors import DataError
 from hpcai.infer import logits_of_cases
 from hpcai.report import write_report
 from hpcai.tasks.classification import Classification
@@ -42,7 +45,10 @@ def main(cfg: Config, run: RunContext) -> None:
             if block.number % 20 == 0:
                 log.info("predicted %s of %s cases", f"{block.done:,}", f"{len(cases):,}")
             run.stop.check(f"stopped after {block.done:,} cases, all of them kept. The same command goes on.")
-        group.barrier()
+        written = sum(1 for _ in rundir.read_lines(run.dir.rows_file("predict", group.rank)))
+        if not group.sum_(torch.tensor(written, device=group.device)).item():
+            why = run.dir.failed_file(0).name
+            raise DataError(f"data.path: not one of {len(cases):,} images could be read. {why} says why, row by row.")
         if group.first:
             rundir.write_json(run.dir.threshold, trained.threshold)
             run.note("progress", step=len(cases))

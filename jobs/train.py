@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 
 from hpcai import rundir
-from hpcai.comm import Group, process_group
+from hpcai.comm import process_group
 from hpcai.config.schema import Config
 from hpcai.context import RunContext
 from hpcai.data.open import open_cases
@@ -29,11 +31,12 @@ from hpcai.models.start import start_from
 from hpcai.report import write_report
 from hpcai.tasks.classification import Classification, balanced_weights
 from hpcai.training.checkpoint import Checkpoints, describe_model, read_checkpoint
-from hpcai.training.curve import Curve
+from hpcai.training.curve import Curve, check_finite
 from hpcai.training.state import DTYPES, TrainState
 from hpcai.training.steps import optimise, steps, total_steps
 
 log = logging.getLogger("hpcai")
+AsRows = Callable[[torch.Tensor], list[dict[str, Any]]]
 
 
 def main(cfg: Config, run: RunContext) -> None:
@@ -74,7 +77,9 @@ def main(cfg: Config, run: RunContext) -> None:
             save = outcome.save or checkpoints.due(step.number) or step.last
             if step.ends_epoch and ((step.epoch + 1) % cfg.trainer.validate_every == 0 or step.last):
                 curve.read()
-                save |= validate(cfg, state, task, val, group, curve, step.epoch)
+                save |= validate(
+                    cfg, state, task, val, lambda logits: rows_of(task, cases, split.val, logits), curve, step.epoch
+                )
             if save or outcome.stop or progress.finished:
                 curve.read()
                 checkpoints.save(state)
@@ -100,22 +105,22 @@ def main(cfg: Config, run: RunContext) -> None:
             run.fence()
             rundir.write_json(run.dir.threshold, asdict(choose_threshold(as_table(scored["val"]), cfg.task.threshold, "val")))
             rundir.write_json(run.dir.model, {"checkpoint": checkpoints.stem(facts["step"]).name, **facts})
-            run.note("progress", step=total if not progress.finished else facts["step"])
+            run.note("progress", step=progress.step)
             write_report(run.dir)
 
 
 def validate(
-    cfg: Config, state: TrainState, task: Classification, val: Samples, group: Group, curve: Curve, epoch: int
+    cfg: Config, state: TrainState, task: Classification, val: Samples, as_rows: AsRows, curve: Curve, epoch: int
 ) -> bool:
     """Scores validation, notes it, says whether this is the best so far; early stopping ends the run here. Collective."""
     with state.judged() as model:
-        logits = logits_of(model, val, len(task.labels), group)
+        logits = logits_of(model, val, len(task.labels), state.group)
     total, weight = task.loss(logits, val.y)
     loss = float(total / weight)
-    rows = task.rows([str(i) for i in range(len(val))], None, val.y.tolist(), logits.cpu())
-    auc = estimates(as_table(rows), "val", None)[0]
+    check_finite(state.progress.step, "the validation loss", loss)
+    auc = estimates(as_table(as_rows(logits)), "val", None)[0]
     score = -loss if cfg.task.select == "loss" or auc.value is None else auc.value
-    score = group.from_first(score)
+    score = state.group.from_first(score)
     progress = state.progress
     best = progress.best is None or score > progress.best
     if best:

@@ -8,8 +8,7 @@ import os
 import pickle
 import random
 import re
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from training_kit import (
     fresh_state,
     on_ranks,
     same_bits,
+    small_disk,
     table,
     taken,
     train,
@@ -175,7 +175,9 @@ def test_a_pickle_in_a_checkpoints_place_is_damage_and_is_not_run(tmp_path: Path
 
 
 def test_nothing_in_the_package_unpickles() -> None:
-    banned = re.compile(r"\b(pickle\.loads?|cloudpickle|joblib|allow_pickle=True|weights_only=False|(?<!safetensors\.)torch\.load|dill)\b")
+    banned = re.compile(
+        r"\b(pickle\.loads?|cloudpickle|joblib|allow_pickle=True|weights_only=False|(?<!safetensors\.)torch\.load|dill)\b"
+    )
     package = Path(hpcai.__file__).parent
     found = [
         f"{path.relative_to(package)}: {line.strip()}"
@@ -263,9 +265,9 @@ def test_ranks_agree_on_the_checkpoint_they_go_on_from(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused_with_one_sentence(tmp_path: Path) -> None:
     context = taken(tmp_path)
     saved_at(context, {10})
-    with pytest.raises(RunError, match="^checkpoint: does not fit"):
+    with pytest.raises(RunError, match=r"^checkpoint: does not fit"):
         checkpoints(context).resume(fresh_state(trainer(), N, norm="batch"))
-    with pytest.raises(RunError, match="^checkpoint: does not fit"):
+    with pytest.raises(RunError, match=r"^checkpoint: does not fit"):
         on_ranks(2, lambda group: Checkpoints(context, trainer(), group, FACTS).resume(fresh_state(trainer(), N, group)))
 
 
@@ -350,34 +352,23 @@ def test_a_life_that_lost_the_run_writes_nothing(tmp_path: Path) -> None:
     assert names(context) == before
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root and the right to mount")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("beside", [False, True])
-def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path: Path, small_disk: Path, beside: bool) -> None:
-    context = taken(tmp_path)
-    context.dir.checkpoints.symlink_to(small_disk)
-    mine, state = saved_at(context, {4, 8}, checkpoint_async=beside, keep_last=9)
-    before = {n: (small_disk / n).read_bytes() for n in names_in(small_disk)}
-    (small_disk / "other").write_bytes(b"x" * (3 * 2**20 - sum(map(len, before.values())) - 50_000))
-    state.progress.step = 11
-    with pytest.raises(OSError, match="No space"):
-        for _ in range(2):
-            mine.save(state)
-            state.progress.step += 1
-        mine.finish()
-    (small_disk / "other").unlink()
-    assert {n: (small_disk / n).read_bytes() for n in names_in(small_disk)} == before
-    assert checkpoints(context).resume(fresh_state(trainer(), N)) == 8
+def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path: Path, beside: bool) -> None:
+    context = taken(tmp_path / "run")
+    with small_disk(tmp_path / "disk") as disk:
+        context.dir.checkpoints.symlink_to(disk)
+        mine, state = saved_at(context, {4, 8}, checkpoint_async=beside, keep_last=9)
+        before = {n: (disk / n).read_bytes() for n in names_in(disk)}
+        (disk / "other").write_bytes(b"x" * (3 * 2**20 - sum(map(len, before.values())) - 50_000))
+        state.progress.step = 11
+        with pytest.raises(OSError, match="No space"):
+            for _ in range(2):
+                mine.save(state)
+                state.progress.step += 1
+            mine.finish()
+        (disk / "other").unlink()
+        assert {n: (disk / n).read_bytes() for n in names_in(disk)} == before
+        assert checkpoints(context).resume(fresh_state(trainer(), N)) == 8
 
 
 def test_a_checkpoint_reads_back_as_json_that_is_json(tmp_path: Path) -> None:

@@ -142,9 +142,9 @@ def enter(run: RunContext) -> None:
 def test_asking_for_a_gpu_where_there_is_none_is_one_sentence(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(RunError, match=r"^resources\.gpus_per_node=1: torch .* sees 0 here\. "):
-        with process_group(context(RunDir(tmp_path), 0, 1), gpus=1, seed=0, deterministic=False):
-            pass
+    group = process_group(context(RunDir(tmp_path), 0, 1), gpus=1, seed=0, deterministic=False)
+    with pytest.raises(RunError, match=r"^resources\.gpus_per_node=1: torch .* sees 0 here\. "), group:
+        pass
 
 
 def test_seeds_reach_every_generator_and_differ_between_ranks() -> None:

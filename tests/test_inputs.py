@@ -1,5 +1,7 @@
 """The files behind a config and their digests; whatever lies there, one line says it, and no file's name is in it."""
 
+# ruff: noqa: E501  (a row of a table is one line)
+
 from __future__ import annotations
 
 import hashlib
@@ -50,6 +52,7 @@ def test_paths_become_absolute_and_the_home_may_be_written_short(tmp_path: Path,
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert locate("~/x.npz") == locate("x.npz") == locate("./x.npz") == tmp_path / "x.npz"
+    assert locate("./~") == tmp_path / "~"
     assert locate("~nobody-here/x.npz") == tmp_path / "~nobody-here/x.npz"
 
 
@@ -69,7 +72,9 @@ def test_the_stated_digest_is_held_against_the_file(tmp_path: Path) -> None:
     assert fingerprint(data(file, sha256=sha(file)))
     stated = sha(file)
     file.write_bytes(b"wrong")
-    with pytest.raises(DataError, match=rf"^data.sha256={stated[:12]}\.\.\.: the file has {sha(file)[:12]}\.\.\. Get the right"):
+    with pytest.raises(
+        DataError, match=rf"^data.sha256={stated[:12]}\.\.\.: the file has {sha(file)[:12]}\.\.\. Get the right"
+    ):
         fingerprint(data(file, sha256=stated))
 
 
@@ -92,7 +97,9 @@ def test_a_listing_comes_first_then_what_it_lists_and_has(tmp_path: Path, sign: 
     assert [f.name for f in list_files(data(tmp_path / "list.csv", "csv"))] == ["list.csv", "a b.png", "b.png"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"path", b"\xff\xfe\x00", b"path\n\x00\n", b"path\n../../../etc\n", b"x,y\n1,2\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"path", b"\xff\xfe\x00", b"path\n\x00\n", b"path\n../../../etc\n", b"x,y\n1,2\n"]
+)
 def test_a_listing_of_anything_lists_itself(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "list.csv").write_bytes(content)
     assert [f.name for f in list_files(data(tmp_path / "list.csv", "csv"))] == ["list.csv"]

@@ -6,6 +6,7 @@ import csv
 import random
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from training_kit import (
 )
 
 from hpcai import rundir
-from hpcai.errors import ConfigError, DataError, Faults, RunError
+from hpcai.errors import ConfigError, DataError, Faults, RunError, Stopped
 from hpcai.rundir import RunDir
 
 SECRET = "mueller_anna"
@@ -199,7 +200,21 @@ def test_predict_without_a_trained_run_is_refused(tmp_path: Path) -> None:
         config(data, "job=predict")
 
 
-# ---- killed
+# ---- stopped, killed
+
+
+def test_a_prediction_asked_to_stop_keeps_what_it_has_and_goes_on(trained: RunDir, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", 150)
+    cfg, context = prepared(predict(trained, folder, tmp_path / "a", "data.reader=images"))
+    for done in (64, 128):
+        context.stop.signum = signal.SIGTERM
+        with pytest.raises(Stopped, match=f"stopped after {done} cases, all of them kept"):
+            again(cfg, context)
+        assert len(rows(context.dir)) == done
+    context.stop.signum = None
+    again(cfg, context)
+    peace = run_here(predict(trained, folder, tmp_path / "b", "data.reader=images"))
+    assert context.dir.rows_file("predict", 0).read_bytes() == peace.rows_file("predict", 0).read_bytes()
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ def test_a_run_ends_with_its_answer_and_the_same_command_shows_it_at_once(launch
     assert re.fullmatch(r"finished \d+ s ago: runs/tiny-\w{8}/report.html\n", again.out)
 
 
+@pytest.mark.slow
 def test_a_running_run_is_left_alone_and_its_owner_named(launch: Launcher) -> None:
     launch.job = {"step_s": 0.01}
     first = launch.start(LONG)
@@ -72,6 +73,7 @@ def test_a_running_run_is_left_alone_and_its_owner_named(launch: Launcher) -> No
     assert first.wait().rc == 143
 
 
+@pytest.mark.slow
 def test_two_launches_at_once_give_one_run(launch: Launcher) -> None:
     launch.job = {"step_s": 0.02}
     both = [launch.start("trainer.max_steps=100") for _ in range(2)]
@@ -81,6 +83,7 @@ def test_two_launches_at_once_give_one_run(launch: Launcher) -> None:
     assert lease.last_life(launch.run_dir()) == 1
 
 
+@pytest.mark.slow
 def test_anew_starts_another_folder_each_time(launch: Launcher) -> None:
     assert launch().rc == 0
     assert launch("--anew").rc == 0
@@ -103,6 +106,7 @@ def stopped(launch: Launcher, tmp_path: Path) -> RunDir:
     return launch.run_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "code", "said"), [
     ("code", 3, "hpcai's code has changed since it was submitted. --anew"),
     ("versions", 3, "versions have changed: torch 1.0 -> "),
@@ -130,6 +134,7 @@ def test_an_unfinished_run_does_not_go_on_otherwise_than_it_began(
     assert lease.read_state(stopped).state == "stopped"
 
 
+@pytest.mark.slow
 def test_another_rank_count_while_it_runs_is_still_somebody_elses_run(launch: Launcher) -> None:
     launch.job = {"step_s": 0.01}
     started = launch.start(LONG)
@@ -139,6 +144,7 @@ def test_another_rank_count_while_it_runs_is_still_somebody_elses_run(launch: La
     started.wait()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_also_where_the_code_has_changed_and_says_so(launch: Launcher) -> None:
     assert launch().rc == 0
     run = launch.run_dir()
@@ -187,6 +193,7 @@ def test_of_several_kinds_of_faults_all_are_told_and_the_lowest_code_wins(launch
     refused(done, 3, "resources.gpus_per_node=64", "data.path=/nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "code", "said"), [
     ("data", 4, "data: row 7 cannot be read. Mend it."),
     ("run", 5, "trainer.step=1: the loss is nan."),
@@ -207,6 +214,7 @@ def test_a_job_that_fails_gives_its_code_one_line_and_where_its_log_lies(
     assert launch().rc == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "code", "said"), [
     ("run", 5, "trainer.step=1: the loss is nan."),
     ("bug", 1, "run.rank=1: ZeroDivisionError."),
@@ -218,6 +226,7 @@ def test_on_two_ranks_the_launcher_names_the_rank_that_failed(launch: Launcher, 
     assert done.rc == code and done.errors[0].startswith(said) and len(done.errors) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 @pytest.mark.parametrize(("signum", "code"), STOPS)
 @pytest.mark.parametrize("to", ["launcher", "rank"])
@@ -238,6 +247,7 @@ def test_a_signal_stops_between_steps_and_the_same_command_goes_on(
     assert again.rc == 0 and f"counting from {step}" in again.out
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_a_signal_in_the_first_moments_is_not_lost(launch: Launcher) -> None:
     """From the plan's line on: before the ranks are there, and while they start."""
@@ -256,6 +266,7 @@ def test_a_signal_in_the_first_moments_is_not_lost(launch: Launcher) -> None:
 # --- who lives on
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_ctrl_c_as_a_terminal_sends_it_stops_all_ranks_with_a_checkpoint(launch: Launcher) -> None:
     """SIGINT to the whole foreground group: launcher, submitit's controller and ranks."""
@@ -272,6 +283,7 @@ def test_ctrl_c_as_a_terminal_sends_it_stops_all_ranks_with_a_checkpoint(launch:
     assert launch("trainer.max_steps=60", "resources.tasks_per_node=2").rc == 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGHUP])
 def test_a_launcher_that_dies_leaves_the_run_running(launch: Launcher, signum: signal.Signals) -> None:
@@ -290,6 +302,7 @@ def test_a_launcher_that_dies_leaves_the_run_running(launch: Launcher, signum: s
     assert launch("trainer.max_steps=60").out.startswith("finished ")
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_a_controller_that_dies_does_not_end_the_watch_while_ranks_live(launch: Launcher) -> None:
     launch.job = {"step_s": 0.05}
@@ -301,6 +314,7 @@ def test_a_controller_that_dies_does_not_end_the_watch_while_ranks_live(launch: 
     assert (done.rc, done.err) == (0, ""), done
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_rank_that_is_killed_is_told_in_one_line_and_the_same_command_goes_on(launch: Launcher, ranks: int) -> None:
@@ -317,10 +331,11 @@ def test_a_rank_that_is_killed_is_told_in_one_line_and_the_same_command_goes_on(
     assert again.rc == 0 and "counting from 0" not in again.out
 
 
+@pytest.mark.slow
 def test_no_wait_returns_at_once_even_into_a_pipe_and_the_run_completes(launch: Launcher) -> None:
     """`x=$(... --no-wait)` waits for everyone who holds the pipe."""
     launch.job = {"step_s": 0.1}
-    command = [sys.executable, "-m", "hpcai.run", *launch.words("trainer.max_steps=80"), "--no-wait"]
+    command = [sys.executable, "-m", "hpcai.run", *launch.words("trainer.max_steps=50"), "--no-wait"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=launch.env(), cwd=launch.home, start_new_session=True
     ) as process:
@@ -338,6 +353,7 @@ def test_no_wait_returns_at_once_even_into_a_pipe_and_the_run_completes(launch: 
 # --- words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirect", ["| head -1", "> /dev/full", ">&-", "2>&1 | true", "> /dev/null 2>&-"])
 def test_an_output_that_breaks_stops_no_run(launch: Launcher, redirect: str) -> None:
     launch.job = {"step_s": 0.05}
@@ -364,6 +380,7 @@ def test_a_dry_run_prints_the_plan_and_the_line_and_writes_nothing(launch: Launc
     assert plan.startswith("plan  tiny-") and "-m hpcai.worker" in line
 
 
+@pytest.mark.slow
 def test_a_dry_run_over_a_stopped_run_changes_nothing_either(launch: Launcher, stopped: RunDir) -> None:
     before = tree(stopped.path)
     assert launch(LONG, "--dry-run").rc == 0
@@ -394,7 +411,7 @@ def test_a_wrong_word_is_exit_2_and_one_line(launch: Launcher, words: list[str],
 
 
 def test_help_and_version_load_nothing_heavy(launch: Launcher) -> None:
-    heavy = "torch numpy matplotlib submitit safetensors PIL jinja2 monai mpi4py scipy rich psutil".split()
+    heavy = ["torch", "numpy", "matplotlib", "submitit", "safetensors", "PIL", "jinja2", "monai", "mpi4py", "scipy"]
     for option, found in (("--help", "+experiment=pneumonia"), ("--version", "0.")):
         code = (
             f"import sys; from hpcai.run import main; rc = main(['{option}']); "
@@ -418,6 +435,7 @@ def test_a_plan_loads_neither_torch_nor_numpy(launch: Launcher) -> None:
 NAMES = ["with space", "quo'te\"s", "new\nline", "ünïcödé 名", "-rf", "$(touch x) `y` ;&", "a" * 200, "~"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_may_lie_in_folders_of_any_name(launch: Launcher, name: str) -> None:
     escaped = name.replace("\\", "\\\\").replace("'", "\\'")
@@ -434,6 +452,7 @@ def test_folders_that_submitit_or_the_path_of_modules_cannot_hold_are_refused(la
     assert why in done.err and not (launch.home / name).exists()
 
 
+@pytest.mark.slow
 def test_the_home_folder_may_be_written_short(launch: Launcher) -> None:
     done = launch("runs_dir='~/r'", HOME=str(launch.home))
     assert done.rc == 0 and (launch.home / "r").is_dir() and not (launch.home / "~").exists()
@@ -449,6 +468,7 @@ def test_a_read_only_folder_is_refused_before_anything_starts(launch: Launcher, 
     refused(launch(f"runs_dir='{small_disk('ro,size=1m')}'"), 3, "runs_dir=")
 
 
+@pytest.mark.slow
 def test_a_damaged_run_folder_is_told_in_one_line(launch: Launcher, stopped: RunDir) -> None:
     for file in (stopped.plan, stopped.environment, stopped.data):
         kept = file.read_bytes()
@@ -458,6 +478,7 @@ def test_a_damaged_run_folder_is_told_in_one_line(launch: Launcher, stopped: Run
         file.write_bytes(kept)
 
 
+@pytest.mark.slow
 def test_run_files_are_the_users_alone(launch: Launcher) -> None:
     launch.home.chmod(0o755)
     assert launch().rc == 0
@@ -470,9 +491,9 @@ def test_run_files_are_the_users_alone(launch: Launcher) -> None:
 
 @pytest.mark.slow
 def test_a_real_training_completes_is_stopped_by_ctrl_c_and_goes_on(train: Launcher) -> None:
-    words = ["trainer.epochs=200", "trainer.validate_every=200", "trainer.checkpoint_every=50"]
+    words = ["trainer.epochs=60", "trainer.validate_every=60", "trainer.checkpoint_every=30"]
     started = train.start(*words)
-    started.until(lambda: train.step() >= 50, timeout=60)
+    started.until(lambda: train.step() >= 30, timeout=60)
     os.killpg(started.process.pid, signal.SIGINT)
     done = started.wait()
     assert done.rc == 130 and re.match(r"stopped after step [\d,]+, checkpoint kept. The same command goes on.", done.errors[0])

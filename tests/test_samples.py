@@ -24,7 +24,9 @@ def pixels(n: int = 9, channels: int = 2) -> np.ndarray:
 
 
 def samples(x: np.ndarray, dtype: torch.dtype = torch.float32) -> Samples:
-    return Samples(torch.from_numpy(x), torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x)), Scaling.fit(x), dtype, CPU)
+    return Samples(
+        torch.from_numpy(x), torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x)), Scaling.fit(x), dtype, CPU
+    )
 
 
 def test_scaling_gives_each_channel_mean_0_and_sd_1() -> None:

@@ -113,7 +113,16 @@ def test_the_order_is_a_permutation_of_seed_and_epoch(n: int, seed: int, epoch: 
 def test_the_order_changes_with_seed_and_epoch() -> None:
     orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(10) for epoch in range(10)}
     assert len(orders) == 100
-    assert epoch_order(8, 3, 5).tolist() == [6, 4, 2, 0, 7, 5, 1, 3]  # on record: a change would end every resumed run elsewhere
+    assert epoch_order(8, 3, 5).tolist() == [
+        6,
+        4,
+        2,
+        0,
+        7,
+        5,
+        1,
+        3,
+    ]  # on record: a change would end every resumed run elsewhere
 
 
 # ---- one step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +14,8 @@ from conftest import Launcher, processes
 
 from hpcai import lease, rundir
 from hpcai.rundir import RunDir
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -166,13 +167,12 @@ def test_by_hand_into_a_pipe_that_breaks_the_run_completes(launch: Launcher, fai
     assert lease.read_state(failed).state == "completed"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_torchrun_starts_the_ranks_too(launch: Launcher, fails: bool) -> None:
     run = prepare(launch, "resources.tasks_per_node=2")
     words = ["--standalone", "--nproc-per-node", "2", "-m", "hpcai.worker", str(run.path)]
     if fails:
-        launch.job = {"fail": "data", "rank": 1}
+        launch.job = {"fail": "data"}
     done = launch(*words, module="torch.distributed.run", bare=True)
     assert (done.rc == 0) != fails, done
     told = lease.records(run, 2)
@@ -182,13 +182,11 @@ def test_torchrun_starts_the_ranks_too(launch: Launcher, fails: bool) -> None:
     assert processes(launch.sessions[-1]) == []
 
 
-@pytest.mark.slow
 def test_torchrun_trains_for_real_on_two_ranks(train: Launcher) -> None:
     started = train.start("resources.tasks_per_node=2")
-    started.until(train.prepared)
-    os.killpg(started.process.pid, signal.SIGTERM)  # controller, ranks: whatever there is by now
-    started.wait()
-    run = train.run_dir()
+    run = started.until(train.prepared)
+    started.until(run.plan.is_file)
+    train.clean()
     words = ["--standalone", "--nproc-per-node", "2", "-m", "hpcai.worker", str(run.path)]
     done = train(*words, module="torch.distributed.run", bare=True)
     assert done.rc == 0, done
@@ -196,7 +194,6 @@ def test_torchrun_trains_for_real_on_two_ranks(train: Launcher) -> None:
 
 
 @pytest.mark.mpi
-@pytest.mark.slow
 def test_mpiexec_starts_the_ranks_too(launch: Launcher) -> None:
     run = prepare(launch, "resources.tasks_per_node=2")
     worker = [sys.executable, "-m", "hpcai.worker", str(run.path)]

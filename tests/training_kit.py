@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 import torch
 from torch import Tensor
 
@@ -59,8 +61,8 @@ def write_npz(path: Path, sizes: dict[str, int] = SIZES, side: int = 12, seed: i
     for name, n in sizes.items():
         y = (rng.random(n) < 1 / 3).astype(np.int64)
         y[:2] = 0, 1
-        x = rng.integers(0, 200, (n, side, side))
-        x[:, : side // 2, : side // 2] += (y * 25)[:, None, None]
+        x = rng.integers(0, 180, (n, side, side))
+        x[:, : side // 2, : side // 2] += (y * 75)[:, None, None]
         arrays |= {f"{name}_images": x.astype(np.uint8), f"{name}_labels": y[:, None]}
     np.savez(path, **arrays)
     return path
@@ -98,9 +100,9 @@ def launch(args: list[str], timeout: float = TIMEOUT_S) -> subprocess.CompletedP
     return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
-def finish(args: list[str]) -> subprocess.CompletedProcess[str]:
+def finish(args: list[str], timeout: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     """A run that must end well."""
-    done = launch(args)
+    done = launch(args, timeout)
     assert done.returncode == 0, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
     return done
 
@@ -227,6 +229,19 @@ def ranks_alive(run: RunDir) -> Iterator[psutil.Process]:
     for process in psutil.process_iter(["cmdline"]):
         if "hpcai.worker" in (process.info["cmdline"] or []) and str(run.path) in process.info["cmdline"]:
             yield process
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, mb: int = 3) -> Iterator[Path]:
+    """A disk of so many MB at `folder`; skips where it may not be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mb}m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root and the right to mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 # ---- ranks as threads of this process

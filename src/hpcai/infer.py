@@ -21,7 +21,7 @@ from hpcai.context import RunContext
 from hpcai.data.cases import Cases
 from hpcai.data.samples import Samples
 from hpcai.errors import DataError
-from hpcai.metrics.rows import Rows
+from hpcai.metrics.rows import Rows, patients_of
 from hpcai.tasks import Task
 from hpcai.trained import Trained
 
@@ -46,10 +46,9 @@ def rows_of(task: Task, cases: Cases, indices: NDArray[np.int64], logits_NK: Ten
 
 def as_table(rows: Sequence[dict[str, Any]]) -> Rows:
     """Rows as the arrays that metrics read."""
-    patients = [r["patient"] for r in rows]
     return Rows(
         case=[r["case"] for r in rows],
-        patient=None if any(p is None for p in patients) else patients,
+        patient=patients_of(rows),
         label=np.array([-1 if r["label"] is None else r["label"] for r in rows], dtype=np.int64),
         scores=np.array([r["scores"] for r in rows], dtype=np.float64),
     )

@@ -45,11 +45,8 @@ def locate(path: str) -> Path:
 
 
 def expanded(path: str) -> Path:
-    """`path` as an absolute one; `~` is the home folder, where there is one."""
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError:  # ~somebody who is not known here
-        return Path(path).absolute()
+    """`path` as an absolute one; `~` is the home folder, `~nobody` stays as it is, and so does `./~`."""
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111  (pathlib's raises for ~nobody and takes ./~ for ~)
 
 
 def exists(path: Path) -> bool:

@@ -93,13 +93,18 @@ def answer(report: dict[str, Any]) -> str:
     told = {e["name"]: e for e in estimates if e["split"] == split and e["value"] is not None}
     first = estimates[0]
     name = {"auc": "AUC", "macro_auc": "macro AUC"}.get(first["name"], first["name"])
-    line = f"{split} {name} {first['value']:.3f} [{first['low']:.3f}, {first['high']:.3f}] n={first['n']}"
+    line = f"{split} {name} {first['value']:.3f}{_interval(first)} n={first['n']}"
     rates = [f"{n} {told[n]['value']:.2f}" for n in ("accuracy", "sensitivity", "specificity") if n in told]
     if rates:
         line += " . " + ", ".join(rates)
     if threshold and threshold["value"] is not None:
         line += f" at {threshold['value']:.2f} (rule: {threshold['rule']} on {threshold['split']})"
     return line
+
+
+def _interval(fact: dict[str, Any]) -> str:
+    """` [0.967, 0.989]`; nothing where too few cases give none."""
+    return "" if fact["low"] is None or fact["high"] is None else f" [{fact['low']:.3f}, {fact['high']:.3f}]"
 
 
 def shown(path: Path) -> str:
@@ -155,7 +160,7 @@ class Screen:
         train, val = self.facts["train"], self.facts.get("val")
         parts = [f"epoch {train['epoch']}/{self.epochs}", f"{train['samples_s']:,.0f} img/s"]
         if val and val.get("auc") is not None:
-            parts.append(f"val AUC {val['auc']:.3f} [{val['low']:.3f}, {val['high']:.3f}]")
+            parts.append(f"val AUC {val['auc']:.3f}{_interval(val)}")
         parts.append(f"{duration(train['left_s'])} left")
         return "  ".join(parts)
 

@@ -5,6 +5,7 @@ Shape letters: n cases, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def read_rows(run: RunDir, split: str) -> Rows:
         raise RunError(f"rows/{split}: rows differ in their number of scores. Score the cases again.")
     return Rows(
         case=[row["case"] for row in rows],
-        patient=_patients(rows),
+        patient=patients_of(rows),
         label=np.array([-1 if row["label"] is None else row["label"] for row in rows], np.int64),
         scores=np.array([row["scores"] for row in rows], np.float64),
     )
@@ -114,7 +115,7 @@ def _shard(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _patients(rows: list[dict[str, Any]]) -> list[str] | None:
+def patients_of(rows: Sequence[dict[str, Any]]) -> list[str] | None:
     """Each row's patient; a case without one, among others with one, stands for itself."""
     found = [row.get("patient") for row in rows]
     if not any(p is not None for p in found):

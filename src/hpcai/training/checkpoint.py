@@ -43,6 +43,9 @@ _DTYPES = {
 class Damaged(DataError):
     """A checkpoint whose bytes are not the ones written."""
 
+    def __init__(self, stem: Path, what: str) -> None:
+        super().__init__(f"checkpoint={stem.name}: its {what} not what was written. Restore it, or start again with --anew.")
+
 
 def write_checkpoint(stem: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
     """Writes `stem`.safetensors and `stem`.json; returns the tensors' sha256. Tensors lie on the CPU.
@@ -117,7 +120,7 @@ def read_facts(stem: Path) -> dict[str, Any]:
             return body
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise Damaged(f"checkpoint={stem.name}: its .json is not what was written.")
+    raise Damaged(stem, ".json is")
 
 
 def read_checkpoint(stem: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -132,7 +135,7 @@ def read_checkpoint(stem: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return safetensors.torch.load(data), facts
     except (OSError, safetensors.SafetensorError):
         pass
-    raise Damaged(f"checkpoint={stem.name}: its tensors are not what was written.")
+    raise Damaged(stem, "tensors are")
 
 
 @dataclass
@@ -235,8 +238,8 @@ class Checkpoints:
             try:
                 read_checkpoint(self.stem(step))
                 return step
-            except Damaged as e:
-                self._warn(f"{e} It is set aside; the one before it is used.")
+            except Damaged:
+                self._warn(f"checkpoint={self.stem(step).name}: is damaged and set aside; the one before it is used.")
                 for suffix in (".json", ".safetensors"):
                     with contextlib.suppress(FileNotFoundError):
                         self.stem(step).with_suffix(suffix).rename(self.stem(step).with_suffix(suffix + ".damaged"))

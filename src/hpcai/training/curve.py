@@ -57,13 +57,9 @@ class Curve:
         *new, weight = torch.stack([*self.unread, self.state.largest_weight()]).double().tolist()
         self.unread.clear()
         step = self.state.progress.step
-        facts = [(step - len(new) + 1 + i, f"the loss is {loss}", loss) for i, loss in enumerate(new)]
-        for number, fact, value in [*facts, (step, f"after it a weight is {weight}", weight)]:
-            if not math.isfinite(value):
-                raise RunError(
-                    f"trainer.step={number}: {fact}. The last checkpoint is kept. "
-                    "Lower trainer.lr, set trainer.clip_norm=1, or look for bad values in the data."
-                )
+        for i, loss in enumerate(new):
+            check_finite(step - len(new) + 1 + i, "the loss", loss)
+        check_finite(step, "after it a weight", weight)
         self.state.progress.losses += new
 
     def validation(self, **facts: Any) -> None:
@@ -75,6 +71,15 @@ class Curve:
             rundir.append_lines(
                 self.run.metrics, [{"kind": kind, "step": self.state.progress.step, **facts, "time": time.time()}]
             )
+
+
+def check_finite(step: int, what: str, value: float) -> None:
+    """Raises: RunError that names the step if `value` is NaN or infinite."""
+    if not math.isfinite(value):
+        raise RunError(
+            f"trainer.step={step}: {what} is {value}. The last checkpoint is kept. "
+            "Lower trainer.lr, set trainer.clip_norm=1, or look for bad values in the data."
+        )
 
 
 def cut_to_step(run: RunDir, step: int) -> None:

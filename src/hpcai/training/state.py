@@ -59,7 +59,7 @@ class TrainState:
         """One buffer behind all gradients, then room for BatchNorm's statistics and four numbers: see `exchange`."""
         sizes = [t.numel() for t in (*self.params, *self.statistics)]
         flat = torch.zeros(sum(sizes) + 4, dtype=self.params[0].dtype, device=self.group.device)
-        views = flat[:-4].split(sizes)
+        views = torch.split(flat[:-4], sizes)
         for p, view in zip(self.params, views, strict=False):
             p.grad = view.view_as(p)
         self.shared = list(views[len(self.params) :])
@@ -85,7 +85,7 @@ class TrainState:
     @torch.no_grad()
     def largest_weight(self) -> Tensor:
         """The largest absolute value of all weights (0-d, on the device): NaN or infinite as soon as one is."""
-        return torch.stack(torch._foreach_norm(self.params, math.inf)).max()
+        return torch.stack(torch._foreach_norm([*self.params], math.inf)).max()
 
     def lr(self) -> float:
         """The rate of the step that progress counts as being done."""
@@ -93,7 +93,7 @@ class TrainState:
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """Decay grows from 0.1 to `ema_decay`, so that the start is soon forgotten.
+        """Decay grows from 2/11 to `ema_decay`, so that the start is soon forgotten.
 
         Source: TensorFlow, tf.train.ExponentialMovingAverage (num_updates).
         """
