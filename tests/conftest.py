@@ -6,6 +6,7 @@ HPCAI_REQUIRE=browser,mpi (or `all`: every marker but gpu) turns the skip of a t
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -20,7 +21,6 @@ from typing import Any
 
 import psutil
 import pytest
-import test_report_browser
 
 import hpcai
 from hpcai import lease
@@ -38,7 +38,7 @@ def _missing_extra(module: str) -> str | None:
 
 
 NEEDS: dict[str, Callable[[], str | None]] = {
-    "browser": test_report_browser.missing,
+    "browser": lambda: importlib.import_module("test_report_browser").missing(),  # at use: it imports much
     "imaging": lambda: _missing_extra("monai"),
     "mpi": lambda: None if shutil.which("mpiexec") else "mpiexec is not installed",
     "gpu": lambda: None if any(Path("/proc/driver/nvidia/gpus").glob("*")) else "no CUDA device",

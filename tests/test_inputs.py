@@ -1,7 +1,5 @@
 """The files behind a config and their digests; whatever lies there, one line says it, and no file's name is in it."""
 
-# ruff: noqa: E501  (a row of a table is one line)
-
 from __future__ import annotations
 
 import hashlib

@@ -247,7 +247,7 @@ def test_a_run_that_is_unfinished_or_trains_nothing_is_a_plan_error(
     trained("b-1", job="predict")
     with pytest.raises(PlanError, match="has not finished its training"):
         found(tiny_npz, tmp_path, "a-1")
-    with pytest.raises(PlanError, match="is a run of job=predict. Name a run of job=train"):
+    with pytest.raises(PlanError, match=r"is a run of job=predict\. Name a run of job=train"):
         found(tiny_npz, tmp_path, "b-1")
 
 

@@ -59,7 +59,7 @@ def write_rows(run: RunContext, split: str, rows: Sequence[dict[str, Any]]) -> N
     if run.ranks.first:
         run.fence()
         text = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows)
-        rundir.write_bytes(run.dir.rows_file(split, 0), text.encode())
+        rundir.write_bytes(run.dir.rows_file(split, 0), text.encode(errors="backslashreplace"))
 
 
 @torch.no_grad()
