@@ -4,6 +4,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-
+QUICK := architecture errors rundir lease context inputs cluster plan output tasks metrics splits steps state samples cli
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test quick bench format clean
@@ -22,7 +23,7 @@ test: $(READY)test  ## format, lint, types and every test that this machine can 
 
 quick: $(READY)test  ## what answers in half a minute
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m "not slow and not fault and not browser" -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not fault" -n 2 $(QUICK:%=tests/test_%.py) $(PYTEST_ARGS)
 
 bench: $(READY)bench  ## the figures, side by side with their peers (about half an hour)
 	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" || exit 1; done
