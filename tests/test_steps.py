@@ -189,8 +189,9 @@ def test_ranks_hold_the_same_weights_and_statistics_after_every_step(norm: str) 
 
     one, two, three = on_ranks(3, rank)
     assert len(one) == 3
+    own = ("rng", "num_batches_tracked")  # a rank counts the batches it had a part of; rank 0, in all of them, is the one saved
     for a, b, c in zip(one, two, three, strict=True):
-        assert [k for k in a if k != "rng" and not (same_bits(a[k], b[k]) and same_bits(a[k], c[k]))] == []
+        assert [k for k in a if not k.endswith(own) and not (same_bits(a[k], b[k]) and same_bits(a[k], c[k]))] == []
     assert norm == "group" or any(k.endswith("running_var") and bool((one[-1][k] != 1).all()) for k in one[-1])
 
 
