@@ -60,7 +60,8 @@ class Samples:
 
     def batch(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Samples number `at` (B,): x (B, C, *size) scaled, y (B,)."""
-        at = at.to(self.device)
+        if at.device != self.device:
+            at = at.to(self.device)
         x = self.x[at]
         return (x if self.scaled else self.scaling.apply(x, self.dtype)), self.y[at]
 

@@ -52,6 +52,7 @@ class TrainState:
         self.optimizer = make_optimizer(self.params, cfg)
         self.ema = {k: v.clone() for k, v in self.model.state_dict().items()} if cfg.ema_decay else {}
         self.progress = Progress()
+        self._inverse = (0.0, torch.zeros(()))
         self.statistics = [b for name, b in self.model.named_buffers() if name.endswith(STATISTICS)]
         self.flat = self._flat_buffer() if group.size > 1 else None
 
@@ -81,6 +82,14 @@ class TrainState:
             torch._foreach_div_(self.shared, self.group.size)
             torch._foreach_copy_(self.statistics, self.shared)
         return self.flat[-4:].clone()
+
+    def inverse(self, weight: Tensor | float) -> Tensor:
+        """1 / weight (0-d, on the device). Most steps weigh the same, so the last one is kept."""
+        if isinstance(weight, Tensor):
+            return 1 / weight
+        if self._inverse[0] != weight:
+            self._inverse = weight, torch.tensor(1 / weight, dtype=self.params[0].dtype, device=self.group.device)
+        return self._inverse[1]
 
     @torch.no_grad()
     def largest_weight(self) -> Tensor:
