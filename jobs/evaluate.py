@@ -1,13 +1,16 @@
-"""Score a trained run on a split of labelled data: the one it was made with, or another.
+"""Score a trained run, or the mean of several, on a split of labelled data: the one it was made with, or another.
 
     python -m hpcai.run +experiment=pneumonia job=evaluate from_run=RUN [data.path=... data.eval_split=all]
+    python -m hpcai.run +experiment=pneumonia job=evaluate from_run=[A,B,C]
 
-trained run -> model, threshold -> data -> rows -> report
+data -> for each trained run: model, rows -> mean -> threshold, what it gained -> report
 """
 
 from __future__ import annotations
 
 import logging
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
@@ -17,40 +20,50 @@ from hpcai.config.schema import Config
 from hpcai.context import RunContext
 from hpcai.data.open import open_cases
 from hpcai.data.samples import load_samples
-from hpcai.data.splits import eval_indices
-from hpcai.infer import logits_of, rows_of, write_rows
+from hpcai.infer import as_table, averaged, logits_of, rows_of, write_rows
+from hpcai.plan import sources
 from hpcai.report import write_report
 from hpcai.tasks.classification import Classification
-from hpcai.trained import load_trained
-from hpcai.training.state import DTYPES
+from hpcai.tracking import follow
+from hpcai.trained import judging_cases, load_trained, threshold_of, together
 
 log = logging.getLogger("hpcai")
 
 
 def main(cfg: Config, run: RunContext) -> None:
-    """Leaves rows/<split>, threshold.json (the trained run's) and the report.
+    """Leaves rows/<split>, threshold.json (the trained run's), of several runs together.json, and the report.
 
     Raises: DataError, RunError, Stopped.
     """
     gpus, deterministic = cfg.resources.gpus_per_node, cfg.trainer.deterministic
-    with process_group(run, gpus=gpus, seed=cfg.seed, deterministic=deterministic) as group:
-        trained = load_trained(cfg, run, group.device)
-        task = Classification(trained.labels)
+    with follow(cfg, run), process_group(run, gpus=gpus, seed=cfg.seed, deterministic=deterministic) as group:
+        members, name = sources(cfg, run.dir), cfg.data.eval_split
+        task = Classification(cfg.data.labels)
         cases = open_cases(cfg.data, rundir.read_digests(run.dir))
-        indices = (
-            trained.same_split(cases, cfg.data.eval_split) if trained.same_data(run.dir) else eval_indices(cases, cfg.data)
-        )
-        log.info("data  %s: %s of %s cases", cfg.data.eval_split, f"{len(indices):,}", f"{len(cases):,}")
-        samples = load_samples(cases, indices, DTYPES[cfg.trainer.precision], group.device, trained.scaling)
-        run.stop.check("stopped before scoring. The same command goes on.")
-        logits = logits_of(trained.model, samples, len(task.labels), group)
+        indices = judging_cases(members, run.dir, cases, cfg.data)
+        log.info("data  %s: %s of %s cases", name, f"{len(indices):,}", f"{len(cases):,}")
+
+        # ---- one model at a time: any number of them fits
+        scored: list[list[dict[str, Any]]] = []
+        for member in members:
+            trained = load_trained(member, cfg.seed, group.device)
+            samples = load_samples(cases, indices, trained.dtype, group.device, trained.scaling)
+            run.stop.check("stopped before scoring. The same command goes on.")
+            scored.append(rows_of(task, cases, indices, logits_of(trained.model, samples, len(task.labels), group)))
+            if len(members) > 1:
+                log.info("scored by %s, %d of %d", member.path.name, len(scored), len(members))
+
+        # ---- rows -> threshold -> report
         if group.first:
             counts = np.bincount(cases.labels[indices], minlength=len(task.labels)).tolist()
-            split = {"by": "evaluate", "counts": {cfg.data.eval_split: len(indices)}, "patients": None, "duplicates": {},
-                     "classes": {cfg.data.eval_split: {str(k): n for k, n in enumerate(counts)}}}  # fmt: skip
+            split = {"by": "evaluate", "counts": {name: len(indices)}, "patients": None, "duplicates": {},
+                     "classes": {name: {str(k): n for k, n in enumerate(counts)}}}  # fmt: skip
             rundir.write_json(run.dir.split, split)
-            rundir.write_json(run.dir.threshold, trained.threshold)
-        write_rows(run, cfg.data.eval_split, rows_of(task, cases, indices, logits))
+            rundir.write_json(run.dir.threshold, threshold_of(members))
+        write_rows(run, name, averaged(scored))
         if group.first:
+            if len(members) > 1:
+                tables = [as_table(sorted(rows, key=itemgetter("case"))) for rows in scored]  # the order in which reports count
+                rundir.write_json(run.dir.together, together(members, name, tables))
             run.note("progress", step=len(indices))
             write_report(run.dir)

@@ -30,6 +30,7 @@ from hpcai.models import build
 from hpcai.models.start import start_from
 from hpcai.report import write_report
 from hpcai.tasks.classification import Classification, balanced_weights
+from hpcai.tracking import follow
 from hpcai.training.checkpoint import Checkpoints, describe_model, read_checkpoint
 from hpcai.training.curve import Curve, check_finite
 from hpcai.training.state import DTYPES, TrainState
@@ -45,7 +46,7 @@ def main(cfg: Config, run: RunContext) -> None:
     Raises: DataError, RunError, Stopped.
     """
     gpus, deterministic = cfg.resources.gpus_per_node, cfg.trainer.deterministic
-    with process_group(run, gpus=gpus, seed=cfg.seed, deterministic=deterministic) as group:
+    with follow(cfg, run), process_group(run, gpus=gpus, seed=cfg.seed, deterministic=deterministic) as group:
         # ---- data -> split -> samples
         cases = open_cases(cfg.data, rundir.read_digests(run.dir))
         split = split_once(run, cases, cfg.data.split)

@@ -62,6 +62,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report  # type: ignore[return-value]
 
 
+def until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
+    """Polls `condition` to its first true value; a busy machine may take its time."""
+    before = time.monotonic()
+    while not (value := condition()):
+        assert time.monotonic() - before < timeout, "nothing came"
+        time.sleep(0.01)
+    return value
+
+
 # --- tiny data
 
 
@@ -182,6 +191,21 @@ class Launcher:
         (folder,) = self.runs.glob(f"{name}-*")
         return RunDir(folder)
 
+    def sweep_dir(self) -> RunDir:
+        """The one sweep."""
+        (folder,) = (self.runs / "sweeps").iterdir()
+        return RunDir(folder)
+
+    def members(self) -> dict[str, RunDir]:
+        """The one sweep's runs by label, whether they have begun or not; nothing before it is written."""
+        path = next(iter((self.runs / "sweeps").glob("*/members.json")), None)
+        members = json.loads(path.read_bytes())["members"] if path else []
+        return {m["label"] or m["job"]: RunDir(Path(m["run_dir"])) for m in members}
+
+    def states(self) -> dict[str, str]:
+        """Their states by label."""
+        return {label: lease.read_state(run).state for label, run in self.members().items()}
+
     def prepared(self) -> RunDir | None:
         """The run's folder once it has a life."""
         folders = list(self.runs.glob("tiny-*"))
@@ -226,10 +250,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def light_package(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, with light_job.py for jobs/train.py."""
+    """The same, with light_job.py for every job."""
     copy = tmp_path_factory.mktemp("light") / "site"
     shutil.copytree(package, copy)
-    shutil.copyfile(HERE / "light_job.py", copy / "hpcai/jobs/train.py")
+    for job in (copy / "hpcai/jobs").glob("[a-z]*.py"):
+        shutil.copyfile(HERE / "light_job.py", job)
     return copy
 
 

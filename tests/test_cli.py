@@ -34,6 +34,32 @@ def test_every_verb_refuses_an_unknown_option_with_one_line(verb: str, capsys: p
     assert out == "" and err.startswith("--nonsense: unknown option.") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("run", "check")])
+def test_every_verb_on_runs_has_help_with_its_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("--help", "-h"):
+        assert main([verb, word]) == 0
+        out, err = capsys.readouterr()
+        assert err == "" and out.startswith(f"usage: hpcai {verb} ") and "--runs-dir DIR" in out and "--json" in out
+        assert all(len(line) <= 128 for line in out.splitlines())
+
+
+@pytest.mark.parametrize(("fault", "code", "said"), [
+    (KeyboardInterrupt(), 130, ""),
+    (OSError(28, "No space left"), 5, "hpcai status: No space left. Mend the disk or its rights, then try again.\n"),
+    (ZeroDivisionError("secret-patient-4711"), 1, "a fault of our own. Please report it.\n"),
+])  # fmt: skip
+def test_whatever_goes_wrong_is_one_line_and_no_traceback(
+    fault: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise fault
+
+    monkeypatch.setitem(VERBS, "status", ("", fail))
+    assert main(["status"]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.endswith(said) and err.count("\n") <= 1 and "secret" not in err
+
+
 @pytest.mark.slow
 def test_check_all_plans_every_experiment_on_every_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--all"]) == 0

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 
 from hpcai.config import check as check_module
 from hpcai.config.check import check, load
-from hpcai.config.compose import compose
+from hpcai.config.compose import Memory, attempt, compose
 from hpcai.config.folder import shipped, shipped_folder
 from hpcai.config.help import choices, help_text
 from hpcai.config.jobs import JOBS
@@ -151,7 +152,9 @@ def test_config_yaml_does_not_list_experiment_or_plus_experiment_would_fail() ->
         ("name=5", "name=5: must be text (quote a number: key=\"'5'\"). Correct it."),
         ("model=resnet19", "model=resnet19: unknown. Did you mean resnet18?"),
         ("model.name=resnet17", "model.name=resnet17: unknown. Did you mean resnet18?"),
-        ("seed=1,2", "seed=1,2: many runs at once (sweeps) are not there yet. Quote a value that holds commas."),
+        ("seed=1,2", "seed=1,2: many values are many runs. Add -m, or quote the value: key='a,b'."),
+        ("seed=range(0,3)", "seed=range(0,3): many values are many runs. Add -m, or quote the value: key='a,b'."),
+        ("trainer.lr=interval(1,2)", "trainer.lr=interval(1,2): many values are many runs. Add -m --search, or quote the value: key='a,b'."),
         ("nogroup/x=1", "nogroup/x=1: nogroup/x is neither a key nor a group. Known: cluster, data, experiment, model, trainer."),
         ("~trainer.nope", "~trainer.nope: not set by any file, so it cannot be deleted. Leave it out."),
         ("data.split.fold=9", None),
@@ -318,6 +321,97 @@ def test_question_marks_mean_to_be_given(tmp_path: Path) -> None:
     experiment(tmp_path, "# @package _global_\nname: mine\ndata: {path: '???', labels: [a, b]}\n")
     assert lines_of(["+experiment=mine"], tmp_path)[0].startswith("data.path: required")
     assert load(["+experiment=mine", "data.path=x"], tmp_path).data.path == "x"
+
+
+# --- what the members of a sweep share
+
+MEMBERS = [
+    [*BASE, "model=resnet18"],
+    [*BASE, "model=resnet_small"],
+    [*BASE, "trainer.lr=0.5", "data.labels=[a,b,c]", "model.options={a: {b: [1]}}"],
+    [*BASE, "trainer.lr=0.5", "data.labels=[a,b]"],
+    [*BASE, "~trainer.lr"],
+    [*BASE, "trainer.lr=-1", "seed=1,2", "hydra.x=1", "a b=1"],
+    [*BASE, "model=resnet19"],
+    ["+experiment=nothing"],
+    [*BASE, "+experiment=smoke"],
+    [],
+    BASE,
+]
+
+
+def test_members_that_share_a_memory_get_what_each_would_get_alone() -> None:
+    memory = Memory()
+    for words in [*MEMBERS, *MEMBERS]:
+        (raw, found, whole), (alone, faults, alone_whole) = attempt(words, None, memory), attempt(words)
+        assert (raw, [str(f) for f in found], whole) == (alone, [str(f) for f in faults], alone_whole), words
+
+
+def test_what_a_member_does_to_its_config_reaches_no_other() -> None:
+    def spoil(value: Any) -> None:
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            spoil(inner)
+        if isinstance(value, (dict, list)):
+            value.clear()
+
+    memory, words = Memory(), [*BASE, "model.options={a: {b: [1]}}", "data.labels=[x,y]"]
+    expected = copy.deepcopy(attempt(words, None, memory)[0])
+    for _ in range(3):
+        raw, found, _ = attempt(words, None, memory)
+        assert raw == expected
+        found.append(ConfigError("mine"))
+        spoil(raw)
+    assert attempt(BASE, None, memory)[0] == compose(BASE)
+    assert attempt(["+experiment=nothing"], None, memory)[1].append(ConfigError("mine")) is None
+    assert len(attempt(["+experiment=nothing"], None, memory)[1]) == 1
+
+
+def test_hydra_composes_once_for_members_of_the_same_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpcai.config import compose as compose_module
+
+    asked: list[list[str]] = []
+    hydra = compose_module._hydra
+    monkeypatch.setattr(compose_module, "_hydra", lambda choices, folder: [asked.append(choices), hydra(choices, folder)][1])
+    memory = Memory()
+    for seed in range(5):
+        for model in ("resnet18", "resnet_small"):
+            config, found = check_module.examine([*BASE, f"seed={seed}", f"model={model}"], None, memory)
+            assert not found and config is not None and (config.seed, config.model.name) == (seed, model)
+    assert asked == [[*BASE, "model=resnet18"], [*BASE, "model=resnet_small"]]
+
+
+def test_a_bad_file_is_told_to_each_member_and_a_big_one_is_not_counted_for_all_together(tmp_path: Path) -> None:
+    experiment(tmp_path, HEAD + "hydra: {a: 1}\n", "bad")
+    experiment(tmp_path, HEAD + "data: {labels: [" + ",".join(f"c{i}" for i in range(900)) + "]}\n", "big")
+    memory = Memory()
+    for seed in range(10):
+        _, found, whole = attempt(["+experiment=bad", f"seed={seed}"], tmp_path, memory)
+        assert [str(f).split(":")[0] for f in found] == ["experiment/bad.yaml"] and not whole
+        for name in ("resnet18", "resnet50", "densenet121"):
+            assert attempt(["+experiment=big", f"model={name}", f"seed={seed}"], tmp_path, memory)[1] == []
+
+
+def test_a_memory_keeps_two_folders_apart(tmp_path: Path) -> None:
+    one, two = experiment(tmp_path / "1", HEAD + "seed: 1\n"), experiment(tmp_path / "2", HEAD + "seed: 2\n")
+    (two / "lists/sub").mkdir(parents=True)
+    memory = Memory()
+    for folder, seed in ((one, 1), (two, 2), (one, 1)):
+        assert attempt(["+experiment=mine"], folder, memory)[0]["seed"] == seed
+    told = [str(attempt(["+experiment=mine", "lists/sub=x"], folder, memory)[1][0]) for folder in (one, two)]
+    assert "neither a key nor a group" in told[0] and told[1].startswith("lists/sub=x: unknown.")
+    assert str(attempt(["+experiment=mine"], None, memory)[1][0]).startswith("experiment=mine: unknown.")
+    assert str(attempt(BASE, tmp_path / "none", memory)[1][0]).startswith("config_dir=")
+
+
+def test_what_the_memory_saves_is_printed() -> None:
+    """Run with -s. As seen on two busy cores: 20 members 1.25 s without, 0.06 s with one."""
+    taken, made = [], []
+    for memory in (None, Memory()):
+        before = time.perf_counter()
+        made.append([check_module.examine([*BASE, f"trainer.lr={i + 1}e-5"], None, memory) for i in range(20)])
+        taken.append(time.perf_counter() - before)
+    assert made[0] == made[1]
+    print(f"20 members: {taken[0]:.3f} s without a memory, {taken[1]:.3f} s with one")
 
 
 # --- shipped configs

@@ -91,14 +91,14 @@ class Some(Cases):
 
 def trained(dtype: torch.dtype = torch.float32) -> Trained:
     net = small_net().to(dtype).eval()
-    return Trained(RunDir(Path("/nowhere")), net, ["no", "yes"], Scaling((1.0,), (2.0,)), (6, 6), {})
+    return Trained(RunDir(Path("/nowhere")), net, ["no", "yes"], Scaling((1.0,), (2.0,)), (6, 6), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_cannot_be_read_is_told_and_the_rest_is_scored(dtype: torch.dtype) -> None:
     failed: dict[int, str] = {}
     model = trained(dtype)
-    read, logits = logits_of_cases(model, Some(), np.arange(4), dtype, failed)
+    read, (logits,) = logits_of_cases([model], Some(), np.arange(4), failed)
     assert read == [0, 3] and logits.shape == (2, 2) and logits.dtype == dtype
     assert failed.keys() == {1, 2}
     assert failed[1] == "data: row 1: is no image." and "(1, 6, 7)" in failed[2]
@@ -108,7 +108,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_scored(dtype: torch.dtype) 
 
 def test_with_nothing_readable_there_are_no_logits() -> None:
     failed: dict[int, str] = {}
-    read, logits = logits_of_cases(trained(), Some(), np.array([1, 2]), torch.float32, failed)
+    read, (logits,) = logits_of_cases([trained()], Some(), np.array([1, 2]), failed)
     assert read == [] and logits.shape == (0, 2) and len(failed) == 2
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from hpcai.config.check import load
 from hpcai.config.keys import all_keys
 from hpcai.config.schema import Config
 from hpcai.errors import ConfigError, DataError, Faults, HpcaiError, PlanError
-from hpcai.plan import JobPlan, digest, find_run, make_plan, read_config, read_plan, with_trained
+from hpcai.plan import JobPlan, digest, find_runs, make_plan, numbered, read_config, read_plan, with_trained
 from hpcai.rundir import RunDir
 
 # Another value for each key that decides a result, and for each that does not: every key stands in one of the two.
@@ -43,6 +44,8 @@ DOES_NOT = {
     "trainer.checkpoint_every_min": "7", "trainer.keep_last": "7", "trainer.checkpoint_async": "true", "resources.nodes": "2",
     "resources.tasks_per_node": "2", "resources.gpus_per_node": "2", "resources.cpus_per_task": "2", "resources.mem_gb": "2",
     "resources.timeout_min": "2", "cluster.name": "x", "cluster.executor": None, "cluster.max_nodes": "2",
+    "tracking.tensorboard": "true", "tracking.mlflow": "/x", "tracking.experiment": "x", "tracking.wait_s": "7", "pipeline": "x",
+    "depends_on": "x",
 }  # fmt: skip
 MODEL = {"sha256": "00", "labels": ["no", "yes"], "input": {"channels": 1, "size": [8, 8]}}
 Planner = Callable[..., tuple[JobPlan, Config, Any]]
@@ -106,9 +109,9 @@ def test_the_same_config_has_the_same_run_id_in_another_process_and_order(tiny_n
 
 def test_evaluate_is_another_run_for_another_trained_run_or_other_data_alone(tiny_npz: Path, tmp_path: Path) -> None:
     base = config(tiny_npz, tmp_path, "job=evaluate", "from_run=x")
-    assert digest(base, "a-1") != digest(base, "a-2")
-    assert digest(base, "a-1") != digest(changed(base, "data.path", "x"), "a-1")
-    assert digest(base, "a-1") == digest(changed(changed(base, "trainer.lr", "1"), "model.width", "1"), "a-1")
+    assert digest(base, ["a-1"]) != digest(base, ["a-2"])
+    assert digest(base, ["a-1"]) != digest(changed(base, "data.path", "x"), ["a-1"])
+    assert digest(base, ["a-1"]) == digest(changed(changed(base, "trainer.lr", "1"), "model.width", "1"), ["a-1"])
 
 
 def test_the_run_id_is_the_name_and_eight_digits_and_the_paths_are_absolute(
@@ -210,7 +213,8 @@ def trained(plan_of: Planner, tmp_path: Path) -> Callable[..., RunDir]:
 
 
 def found(tiny_npz: Path, tmp_path: Path, name: str) -> Path:
-    return find_run(config(tiny_npz, tmp_path, "job=evaluate", f"from_run={name}")).path
+    (run,) = find_runs(config(tiny_npz, tmp_path, "job=evaluate", f"from_run={name}"))
+    return run.path
 
 
 def test_a_run_is_found_by_its_name_a_beginning_of_it_or_its_folder(
@@ -256,20 +260,206 @@ def test_labels_are_the_trained_run_s_and_others_are_refused(
 ) -> None:
     run = trained("a-1")
     base = config(tiny_npz, tmp_path, "job=evaluate", "from_run=a-1", "model.width=64", "trainer.precision=float64")
-    taken = with_trained(base, run)
+    taken = with_trained(base, [run])
     assert (taken.data.labels, taken.data.image_size) == (["no", "yes"], [8, 8])
     assert (taken.model.width, taken.trainer.precision) == (8, "float32")
     with pytest.raises(ConfigError, match=r"^data.labels=yes,no: run a-1 was trained for no,yes. Leave data.labels out.$"):
-        with_trained(base.model_copy(update={"data": base.data.model_copy(update={"labels": ["yes", "no"]})}), run)
+        with_trained(base.model_copy(update={"data": base.data.model_copy(update={"labels": ["yes", "no"]})}), [run])
 
 
 def test_the_plan_of_an_evaluation_records_the_model_s_digest(trained: Callable[..., RunDir], plan_of: Planner) -> None:
     run = trained("a-1")
     plan, resolved, _ = plan_of("job=evaluate", "from_run=a")
-    assert plan.from_run == {"run_id": "a-1", "sha256": "00"} and resolved.from_run == str(run.path)
+    assert plan.from_run == [{"run_id": "a-1", "sha256": "00"}] and resolved.from_run == str(run.path)
 
 
 def test_faults_of_the_trained_run_come_with_all_others(plan_of: Planner) -> None:
     with pytest.raises(HpcaiError) as caught:
         plan_of("job=evaluate", "from_run=a", "data.path=/nowhere", "resources.nodes=2")
     assert [line.split("=")[0] for line in caught.value.lines] == ["resources.nodes", "from_run", "data.path"]
+
+
+# --- several runs
+
+
+def several(npz: Path, home: Path, names: str, job: str = "evaluate") -> Config:
+    return config(npz, home, f"job={job}", "from_run=x").model_copy(update={"from_run": names.split(",")})
+
+
+def test_several_runs_are_found_each_by_its_name_a_beginning_or_a_folder_in_the_order_of_their_ids(
+    trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path
+) -> None:
+    a, b, c = trained("a-1"), trained("b-1"), trained("c-1")
+    found = find_runs(several(tiny_npz, tmp_path, f"c,a-1,{b.path}"))
+    assert [run.path for run in found] == [a.path, b.path, c.path]
+
+
+def test_the_order_of_several_runs_is_no_other_command_and_another_set_is(
+    trained: Callable[..., RunDir], plan_of: Planner
+) -> None:
+    for name in "abc":
+        trained(f"{name}-1")
+    plan, resolved, _ = plan_of("job=predict", "from_run=[b,a]")
+    assert plan.from_run == [{"run_id": "a-1", "sha256": "00"}, {"run_id": "b-1", "sha256": "00"}]
+    assert [Path(p).name for p in resolved.from_run or []] == ["a-1", "b-1"]
+    again = plan_of("job=predict", "from_run=[a,b]")
+    assert (again[0], again[1]) == (plan, resolved)
+    others = [plan_of("job=predict", f"from_run={names}")[0].run_id for names in ("a", "[a,c]", "[a,b,c]")]
+    assert len({plan.run_id, *others}) == 4
+
+
+def test_a_list_of_one_is_that_run(trained: Callable[..., RunDir], plan_of: Planner) -> None:
+    run = trained("a-1")
+    one, several_of_one = plan_of("job=evaluate", "from_run=a"), plan_of("job=evaluate", "from_run=[a]")
+    assert one[0] == several_of_one[0] and one[1].from_run == several_of_one[1].from_run == str(run.path)
+
+
+@pytest.mark.parametrize("words", ["abc-1,abc", "abc-1,{folder}", "a,ab"])
+def test_one_run_named_twice_is_a_config_error(
+    trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path, words: str
+) -> None:
+    run = trained("abc-1")
+    with pytest.raises(ConfigError, match=r"^from_run=abc-1: is named twice\. Name each run once\.$"):
+        find_runs(several(tiny_npz, tmp_path, words.format(folder=run.path)))
+
+
+def test_the_faults_of_several_runs_are_told_at_once(trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path) -> None:
+    trained("a-1"), trained("b-1", finished=False), trained("c-1", job="predict")
+    with pytest.raises(Faults) as caught:
+        find_runs(several(tiny_npz, tmp_path, "a,b,c,zzz"))
+    assert [type(f) for f in caught.value.members] == [PlanError, PlanError, ConfigError]
+    assert [line.split(":")[0] for line in caught.value.lines] == ["from_run=b", "from_run=c", "from_run=zzz"]
+
+
+def test_a_hundred_runs_are_one_ensemble_and_more_are_refused(
+    trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path
+) -> None:
+    first, names = trained("m000").path, [f"m{i:03d}" for i in range(101)]
+    for name in names[1:]:
+        shutil.copytree(first, first.with_name(name))
+    plan = make_plan(several(tiny_npz, tmp_path, ",".join(names[:100])))[0]
+    assert [source["run_id"] for source in plan.from_run] == names[:100]
+    with pytest.raises(HpcaiError, match="must be text or a list of 1 to 100 texts"):
+        config(tiny_npz, tmp_path, "job=evaluate", f"from_run=[{','.join(names)}]")
+
+
+DIFFER = [
+    ({"labels": ["yes", "no"]}, "labels (no,yes and yes,no)"),
+    ({"labels": ["no", "yes", "maybe"]}, "labels (no,yes and no,yes,maybe)"),
+    ({"input": {"channels": 3, "size": [8, 8]}}, "data.channels (1 and 3)"),
+    ({"input": {"channels": 1, "size": [8, 9]}}, "data.image_size (8x8 and 8x9)"),
+    ({"input": {"channels": 1, "size": [8, 8, 8]}}, "data.image_size (8x8 and 8x8x8)"),
+]
+
+
+@pytest.mark.parametrize(("other", "what"), DIFFER)
+def test_runs_that_answer_other_questions_are_refused_with_both_names(
+    trained: Callable[..., RunDir], plan_of: Planner, other: dict[str, Any], what: str
+) -> None:
+    trained("a-1")
+    rundir.write_json(trained("b-1").model, MODEL | other)
+    with pytest.raises(HpcaiError) as caught:
+        plan_of("job=predict", "from_run=[b,a]")
+    assert caught.value.lines == [f"from_run=a-1,b-1: differ in {what}. Name runs that answer one question."]
+
+
+def test_runs_of_other_scaling_answer_together(trained: Callable[..., RunDir], plan_of: Planner) -> None:
+    trained("a-1")
+    rundir.write_json(trained("b-1").model, MODEL | {"input": {"channels": 1, "size": [8, 8], "mean": [9.0]}})
+    assert len(plan_of("job=predict", "from_run=[b,a]")[0].from_run) == 2
+
+
+DAMAGED = ["{", "[]", "null", '{"sha256": 5}', '{"sha256": "00", "labels": ["a"]}', '{"sha256": "0", "labels": 1, "input": 1}']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_model_json_is_a_plan_error_that_names_its_run(
+    trained: Callable[..., RunDir], plan_of: Planner, text: str
+) -> None:
+    trained("a-1"), trained("b-1").model.write_text(text)
+    with pytest.raises(Faults) as caught:
+        plan_of("job=predict", "from_run=[b,a]", "resources.nodes=2")
+    assert [type(f) for f in caught.value.members] == [PlanError, PlanError]
+    assert caught.value.lines[1].startswith("run=b-1: its model.json is damaged.")
+
+
+# --- runs that have not been trained yet
+
+
+def test_a_member_of_a_chain_is_planned_before_its_first_has_run(plan_of: Planner, tiny_npz: Path, tmp_path: Path) -> None:
+    later = tmp_path / "runs" / "a-1"
+    chain = config(tiny_npz, tmp_path, "job=evaluate", f"from_run={later}")
+    plan, resolved, files = make_plan(chain, pending=True)
+    assert plan.from_run == [{"run_id": "a-1", "sha256": None}] and resolved.from_run == str(later) and files
+    assert resolved.data.image_size is None
+    with pytest.raises(HpcaiError, match="no such run"):
+        make_plan(chain)
+    with pytest.raises(HpcaiError, match="no such run"):  # a name alone says not where
+        make_plan(config(tiny_npz, tmp_path, "job=evaluate", "from_run=a-1"), pending=True)
+
+
+def test_planned_before_and_after_the_training_it_is_the_same_run(
+    trained: Callable[..., RunDir], plan_of: Planner, tiny_npz: Path, tmp_path: Path
+) -> None:
+    half, whole = trained("a-1", finished=False), trained("b-1")
+    chain = several(tiny_npz, tmp_path, f"{half.path},{whole.path}", "predict")
+    before = make_plan(chain, pending=True)[0]
+    assert [source["sha256"] for source in before.from_run] == [None, "00"]
+    rundir.write_json(half.threshold, {})
+    after = make_plan(chain)[0]
+    assert [source["sha256"] for source in after.from_run] == ["00", "00"]
+    assert (before.run_id, before.identity) == (after.run_id, after.identity)
+
+
+def test_a_pending_run_s_faults_are_told_all_the_same(trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path) -> None:
+    trained("a-1", job="predict")
+    wrong = config(tiny_npz, tmp_path, "job=evaluate", "from_run=a-1", "data.path=/nowhere")
+    with pytest.raises(Faults) as caught:
+        make_plan(wrong, pending=True)
+    assert [type(f) for f in caught.value.members] == [PlanError, DataError]
+
+
+def test_a_gather_takes_the_seed_of_its_folds(trained: Callable[..., RunDir], tiny_npz: Path, tmp_path: Path) -> None:
+    run = trained("a-1")
+    then = read_config(run).model_copy(update={"seed": 7})
+    rundir.write_bytes(run.config, json.dumps(then.model_dump()).encode())
+    for job, seed in (("gather", 7), ("evaluate", 0)):
+        assert make_plan(config(tiny_npz, tmp_path, f"job={job}", "from_run=a"))[1].seed == seed
+
+
+@pytest.mark.parametrize(("then", "now"), [(None, []), ({"run_id": "a", "sha256": "0"}, [{"run_id": "a", "sha256": "0"}])])
+def test_a_plan_from_before_there_were_several_is_read(plan_of: Planner, tmp_path: Path, then: Any, now: Any) -> None:
+    plan, run = plan_of()[0], RunDir(tmp_path)
+    rundir.write_json(run.plan, plan.to_json() | {"from_run": then})
+    assert read_plan(run) == replace(plan, from_run=now)
+
+
+# --- one identity, many folders
+
+
+def test_folders_of_one_identity_are_told_from_all_others_also_with_gaps(tmp_path: Path) -> None:
+    for name in (
+        "a-1",
+        "a-1.2",
+        "a-1.10",
+        "a-1.9",
+        "a-1.x",
+        "a-1.02",
+        "a-1.1",
+        "a-1.0",
+        "a-12",
+        "a-1-2",
+        "a-1.2.2",
+        "a-1.٣",
+        "b-1",
+    ):
+        (tmp_path / name).mkdir()
+    assert [f.name for f in numbered(tmp_path / "a-1")] == ["a-1", "a-1.2", "a-1.9", "a-1.10"]
+    assert numbered(tmp_path / "c-1") == numbered(tmp_path / "nowhere" / "a-1") == []
+
+
+def test_after_folders_were_removed_the_newest_goes_on_and_anew_comes_after_it(plan_of: Planner) -> None:
+    first = Path(plan_of()[0].run_dir)
+    Path(f"{first}.3").mkdir(parents=True)
+    assert Path(plan_of()[0].run_dir) == Path(f"{first}.3")
+    assert Path(plan_of(anew=True)[0].run_dir) == Path(f"{first}.4")

@@ -20,7 +20,7 @@ from hpcai.errors import RunError
 from hpcai.metrics.classification import Threshold, estimates
 from hpcai.metrics.rows import read_rows
 from hpcai.report import write_report
-from hpcai.report.words import duration, named, number, percent, size
+from hpcai.report.words import duration, named, number, percent, signed, size
 from hpcai.rundir import RunDir
 
 HOSTILE = "<script>alert('x')</script>\"&' ünï $\\frac{"
@@ -380,3 +380,19 @@ def test_words_of_time_size_and_names() -> None:
     ]
     assert [size(n) for n in (0, 999, 4170669, 10**13)] == ["0 bytes", "999 bytes", "4.2 MB", "10.0 TB"]
     assert named({"name": "sensitivity[1]"}, ["a", "b"]) == "Sensitivity: b"
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (0.0124, "+0.012"),
+        (-0.0124, "−0.012"),
+        (0.0, "0.000"),
+        (-0.0, "0.000"),
+        (0.00004, "+0.00004"),
+        (1e-9, "0.000"),
+        (None, "–"),
+    ],
+)
+def test_a_difference_has_its_sign_and_rounds_to_nothing_only_where_it_is(x: float | None, text: str) -> None:
+    assert signed(x) == text

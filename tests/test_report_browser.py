@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from report_runs import make_run
+from test_report_together import gathered, together
 
 from hpcai import rundir
 from hpcai.report import write_report
@@ -65,12 +66,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
         "classes": make_run(folder / "classes", labels=CLASSES),
         "long": make_run(folder / "long", labels=(word, word + "2"), name=word),
     }
+    made["together"] = make_run(folder / "together", job="evaluate", from_run=["/runs/a-1", f"/runs/{word}"])
+    together(made["together"], ["a-1", word])
+    made["gather"] = gathered(folder / "gather", name=word)
     for run in made.values():
         write_report(run)
     return made
 
 
-KINDS = ["train", "evaluate", "predict", "classes", "long"]
+KINDS = ["train", "evaluate", "predict", "classes", "long", "together", "gather"]
 
 
 def visit(browser: Any, run: RunDir, width: int, scheme: str = "light") -> tuple[Any, list[str], list[str]]:

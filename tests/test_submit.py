@@ -231,12 +231,12 @@ def descriptors() -> Iterator[None]:
 def test_what_is_started_apart_has_none_of_our_output_and_no_ctrl_c_and_we_get_ours_back(tmp_path: Path) -> None:
     log = tmp_path / "controller.log"
     code = "import os, signal; print(os.isatty(0), signal.pthread_sigmask(signal.SIG_BLOCK, []))"
-    with submit._apart(log):
+    with submit.apart(log):
         process = subprocess.Popen([sys.executable, "-c", code])
     assert process.wait() == 0
     text = log.read_text()
     assert text.startswith("False {") and "SIGINT" in text and "SIGHUP" in text and "SIGTERM" not in text
-    with pytest.raises(HpcaiError, match="x"), submit._apart(log):
+    with pytest.raises(HpcaiError, match="x"), submit.apart(log):
         raise HpcaiError("x")
     assert log.stat().st_mode & 0o077 == 0
 

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
+import signal
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from hpcai.errors import ConfigError, HpcaiError, near
 from hpcai.output import steady
 
 
-def _run(argv: list[str]) -> int:
-    from hpcai.run import main
+def _main(module: str, name: str = "main") -> Callable[[list[str]], int]:
+    """A verb's function, imported when it is called: each verb starts with no more than it needs."""
 
-    return main(argv)
+    def call(argv: list[str]) -> int:
+        verb: Callable[[list[str]], int] = getattr(importlib.import_module(f"hpcai.{module}"), name)
+        return verb(argv)
 
-
-def _check(argv: list[str]) -> int:
-    from hpcai.experiments import main
-
-    return main(argv)
+    return call
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "run": ("+experiment=NAME [key=value ...]: plan and start a run (the same as python -m hpcai.run)", _run),
-    "check": ("[+experiment=NAME ...] [--all] [--config-dir DIR]: compose, check and plan without data", _check),
+    "run": ("+experiment=NAME [key=value ...]: plan and start a run (the same as python -m hpcai.run)", _main("run")),
+    "check": ("[+experiment=NAME ...] [--all] [--config-dir DIR]: compose, check and plan without data", _main("experiments")),
+    "status": ("[NAME ...]: every run and sweep: state, progress, best validation score, age", _main("status")),
+    "logs": ("NAME [-f] [--rank N]: what a rank said", _main("verbs", "logs")),
+    "wait": ("NAME ...: until they have ended; the exit code is theirs", _main("verbs", "wait")),
+    "cancel": ("NAME ... [--no-wait]: stop them, with checkpoints", _main("cancellation")),
+    "resume": ("NAME [--no-wait]: go on with a run or a sweep", _main("verbs", "resume")),
+    "report": ("NAME: the answer of a finished run", _main("verbs", "report")),
+    "rm": ("NAME ... [--yes] [--members]: delete their folders; asks first", _main("removal")),
 }
 
 
@@ -31,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit code."""
     if argv is None:
         steady()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & has it ignored
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("--help", "-h", "help"):
         print("usage: hpcai VERB ...\n" + "\n".join(f"  {v:<8}{text}" for v, (text, _) in VERBS.items()))
@@ -42,6 +52,16 @@ def main(argv: list[str] | None = None) -> int:
     except HpcaiError as e:
         print("\n".join(e.lines), file=sys.stderr)
         return e.code
+    except KeyboardInterrupt:
+        return 130
+    except OSError as e:
+        print(f"hpcai {words[0]}: {e.strerror or e}. Mend the disk or its rights, then try again.", file=sys.stderr)
+        return 5
+    except Exception as e:
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        where = f"{Path(at.filename).name}:{at.lineno}"
+        print(f"hpcai: {type(e).__name__} in {where}, a fault of our own. Please report it.", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

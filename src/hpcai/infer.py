@@ -44,6 +44,18 @@ def rows_of(task: Task, cases: Cases, indices: NDArray[np.int64], logits_NK: Ten
     return task.rows([cases.ids[i] for i in indices], patients, cases.labels[indices].tolist(), logits_NK.cpu())
 
 
+def averaged(members: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row a case: `scores` the mean of the members' probabilities in float64, `members` each one's own.
+
+    The rows of one member stay as they are.
+    """
+    if len(members) == 1:
+        return members[0]
+    scores = [[row["scores"] for row in rows] for rows in members]
+    mean = np.array(scores, np.float64).mean(0).tolist()
+    return [row | {"scores": mean[i], "members": [own[i] for own in scores]} for i, row in enumerate(members[0])]
+
+
 def as_table(rows: Sequence[dict[str, Any]]) -> Rows:
     """Rows as the arrays that metrics read."""
     return Rows(
@@ -64,11 +76,14 @@ def write_rows(run: RunContext, split: str, rows: Sequence[dict[str, Any]]) -> N
 
 @torch.no_grad()
 def logits_of_cases(
-    trained: Trained, cases: Cases, indices: NDArray[np.int64], dtype: torch.dtype, failed: dict[int, str]
-) -> tuple[list[int], Tensor]:
-    """The cases among `indices` that could be read, and their logits (n, K); the others go into `failed` with a reason."""
+    members: Sequence[Trained], cases: Cases, indices: NDArray[np.int64], failed: dict[int, str]
+) -> tuple[list[int], list[Tensor]]:
+    """The cases among `indices` that could be read, and their logits (n, K) by each member, which take one size.
+
+    The others go into `failed` with a reason.
+    """
     pixels: dict[int, NDArray[Any]] = {}
-    wanted = (len(trained.scaling.mean), *trained.size)
+    wanted = (len(members[0].scaling.mean), *members[0].size)
     for i in indices.tolist():
         try:
             x = cases.read(i)
@@ -77,8 +92,8 @@ def logits_of_cases(
             pixels[i] = x
         except DataError as e:
             failed[i] = str(e)
-    device = next(trained.model.parameters()).device
     if not pixels:
-        return [], torch.zeros(0, len(trained.labels), dtype=dtype)
+        return [], [torch.zeros(0, len(m.labels), dtype=m.dtype) for m in members]
+    device = next(members[0].model.parameters()).device
     x_NC = torch.from_numpy(np.stack(list(pixels.values()))).to(device)
-    return list(pixels), trained.model(trained.scaling.apply(x_NC, dtype))
+    return list(pixels), [m.model(m.scaling.apply(x_NC, m.dtype)) for m in members]

@@ -18,6 +18,7 @@ from hpcai.config.schema import Data
 from hpcai.errors import DataError, near, one_line
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_DIGESTS: dict[tuple[object, ...], str] = {}  # of this process: the members of a sweep read the same files
 SHIPPED = Path(hpcai.__file__).parent / "shipped"
 
 
@@ -119,16 +120,19 @@ def _listed(listing: Path, path_col: str) -> list[Path]:
 
 
 def digest_file(path: Path) -> Input:
-    """`path` with its size and sha256.
+    """`path` with its size and sha256. A file that has not changed since this process last read it is not read again.
 
     Raises: DataError if it is no plain file (a FIFO would block) or cannot be read.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as f:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            facts = os.fstat(fd)
+            if not stat.S_ISREG(facts.st_mode):
                 raise DataError("data.path: an input is no plain file (a pipe, a folder, a device). Remove it.")
-            sha = hashlib.file_digest(f, "sha256").hexdigest()
-            return Input(str(path), os.fstat(fd).st_size, sha)
+            key = (str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+            if key not in _DIGESTS:
+                _DIGESTS[key] = hashlib.file_digest(f, "sha256").hexdigest()
+            return Input(str(path), facts.st_size, _DIGESTS[key])
     except OSError as e:
         raise DataError(f"data.path: an input cannot be read ({e.strerror}). Check its rights.") from e

@@ -11,12 +11,13 @@ life is its state. Standard library only; processes are looked up in /proc.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +26,16 @@ from hpcai.rundir import RunDir, append_lines, read_json, read_lines, write_json
 
 BEAT_S = 10.0  # rank 0 touches `beat` so often
 SILENT_S = 120.0  # silent on another host for so long: taken for dead. 12 beats: a busy file system delays some
-State = Literal["new", "pending", "running", "completed", "stopped", "failed", "lost"]
+ENDS_BYTES = 16 * 1024  # of a long record file: what `outline` reads at each end
+State = Literal["new", "pending", "running", "completed", "stopped", "failed", "lost", "unreadable"]
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What the records say. `code` and `message` are the verdict of a run that ended; `step` the last one on record."""
+    """What the records say. `code` and `message` are the verdict of a run that ended; `step` the last one on record.
+
+    `told`: when the newest record was written. `unreadable` is runs.state_of's word for damaged records: read_state raises.
+    """
 
     state: State
     life: int = 0
@@ -39,6 +44,7 @@ class RunState:
     owner: str = ""
     step: int | None = None
     ended: float | None = None
+    told: float | None = None
 
 
 def last_life(run: RunDir) -> int:
@@ -96,6 +102,24 @@ def records(run: RunDir, life: int) -> dict[int, list[dict[str, Any]]]:
     return {int(f.stem.removeprefix("rank")): list(read_lines(f)) for f in files}
 
 
+def outline(run: RunDir, life: int) -> dict[int, list[dict[str, Any]]]:
+    """Every rank's first records and its last ones: begin, the newest step and end. Enough for a state, however long it ran."""
+    files = life_dir(run, life).glob("rank*.jsonl")
+    return {int(f.stem.removeprefix("rank")): _both_ends(f) for f in files}
+
+
+def _both_ends(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as f:
+        data = f.read(2 * ENDS_BYTES)
+        if len(data) == 2 * ENDS_BYTES:  # the middle is left out
+            data = data[: data.rfind(b"\n") + 1]
+            at = max(len(data), f.seek(0, os.SEEK_END) - ENDS_BYTES)
+            f.seek(at)
+            tail = f.read()
+            data += tail if at == len(data) else tail[tail.find(b"\n") + 1 :]
+    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines() if line.strip()]
+
+
 def beat(run: RunDir, life: int) -> None:
     """Says `still here` to readers on other hosts."""
     (life_dir(run, life) / "beat").touch()
@@ -109,12 +133,23 @@ def hand_over(run: RunDir, life: int, pid: int) -> None:
 
 def read_state(run: RunDir) -> RunState:
     """The run's state from its own records alone; a process that vanished without an end record makes it `lost`."""
+    state = _look(run)
+    # It may have written its end, or handed the run over, between our look at its records and our look for it: now it is final.
+    return _look(run) if state.state == "lost" else state
+
+
+def _look(run: RunDir) -> RunState:
     life = last_life(run)
     if life == 0:
         return RunState("new")
     owner = read_json(life_dir(run, life) / "owner.json")
+    told = outline(run, life)
+    newest = max([owner["time"], *(r["time"] for rank in told.values() for r in rank)])
+    return replace(_judged(run, life, owner, told), told=float(newest))
+
+
+def _judged(run: RunDir, life: int, owner: Mapping[str, Any], told: Mapping[int, list[dict[str, Any]]]) -> RunState:
     who = f"process {owner['pid']} on {owner['host']}"
-    told = records(run, life)
     ends = [r for rank in told.values() for r in rank if r["event"] == "end"]
     step = max((r["step"] for rank in told.values() for r in rank if r.get("step") is not None), default=None)
     ended = {r["rank"] for r in ends}
@@ -168,10 +203,17 @@ def process_start(pid: int) -> str | None:
     return None if fields[0] in ("Z", "X") else f"{boot} {fields[19]}"
 
 
+def is_here(who: Mapping[str, Any]) -> bool:
+    """Whether the process that `me` described runs on this host."""
+    return bool(
+        who["host"] == socket.gethostname() and who["started"] is not None and process_start(who["pid"]) == who["started"]
+    )
+
+
 def _alive(who: Mapping[str, Any], run: RunDir, life: int) -> bool:
     if who["host"] != socket.gethostname():
         try:
             return bool(time.time() - (life_dir(run, life) / "beat").stat().st_mtime < SILENT_S)
         except FileNotFoundError:
             return bool(time.time() - who["time"] < SILENT_S)
-    return who["started"] is not None and process_start(who["pid"]) == who["started"]
+    return is_here(who)

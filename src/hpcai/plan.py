@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,16 @@ from hpcai import cluster, inputs, rundir
 from hpcai.cluster import Machine
 from hpcai.config.jobs import JOBS, PLACEHOLDER_LABELS
 from hpcai.config.schema import Config
-from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, near, one_line
+from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, RunError, near, one_line
 from hpcai.inputs import Input
 from hpcai.rundir import RunDir
+
+GIVEN = ("labels", "image_size", "channels")  # keys of data that a job takes from the runs it names
 
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What will run, where, with what. `threads` is per rank; `config` is the resolved one, its paths absolute."""
+    """What will run, where, with what. `threads` is per rank; `from_run`: run_id and the model's sha256 of each run read."""
 
     run_id: str
     run_dir: str
@@ -37,7 +41,7 @@ class JobPlan:
     resources: dict[str, Any]
     threads: int
     identity: str
-    from_run: dict[str, str] | None
+    from_run: list[dict[str, str | None]]
     warnings: list[str]
     version: int = rundir.VERSION
 
@@ -62,11 +66,15 @@ def read_plan(run: RunDir) -> JobPlan:
         raise PlanError(f"run={run.path.name}: its plan.json is damaged. --anew starts another folder.") from e
     if value.get("version") != rundir.VERSION:
         raise PlanError(f"run={run.path.name}: its format is {value.get('version')}, this hpcai reads {rundir.VERSION}.")
+    if not isinstance(source := value["from_run"], list):  # before there were several
+        value["from_run"] = [source] if source else []
     return JobPlan(**value)
 
 
-def make_plan(config: Config, *, anew: bool = False) -> tuple[JobPlan, Config, list[Input]]:
+def make_plan(config: Config, *, anew: bool = False, pending: bool = False) -> tuple[JobPlan, Config, list[Input]]:
     """The plan, the config with absolute paths, and the fingerprint of the data. Writes nothing.
+
+    `pending`: the runs that from_run names may still train; what they will give (labels, image size) stays open.
 
     Raises: Faults with everything that is wrong, of every kind.
     """
@@ -76,9 +84,9 @@ def make_plan(config: Config, *, anew: bool = False) -> tuple[JobPlan, Config, l
     faults += cluster.limits(config)
     faults += cluster.violations(config, machine)
     faults += _folder_faults(Path(config.runs_dir))
-    trained = _try(faults, lambda: find_run(config)) if config.from_run else None
-    if trained is not None:
-        config = _try(faults, lambda: with_trained(config, trained)) or config
+    trained: list[RunDir] = _try(faults, lambda: find_runs(config, finished=not pending)) or []
+    if ended := [run for run in trained if _ended(run)]:
+        config = _try(faults, lambda: with_trained(config, ended)) or config
     data = _try(faults, lambda: config.data.model_copy(update={"path": str(inputs.locate(config.data.path))}))
     files = _try(faults, lambda: inputs.fingerprint(data)) if data else None
     model = _try(faults, lambda: _located_model(config))
@@ -86,16 +94,17 @@ def make_plan(config: Config, *, anew: bool = False) -> tuple[JobPlan, Config, l
         raise Faults(faults)
     assert data is not None and files is not None and model is not None
     plan = outline(config, machine, trained, anew=anew)
+    sources = [str(run.path) for run in trained]
     where = {"data": data, "model": model, "runs_dir": str(Path(plan.run_dir).parent)}
-    resolved = config.model_copy(update=where | {"from_run": str(trained.path) if trained else None})
+    resolved = config.model_copy(update=where | {"from_run": sources if len(sources) > 1 else next(iter(sources), None)})
     return plan, resolved, files
 
 
-def outline(config: Config, machine: Machine, trained: RunDir | None = None, *, anew: bool = False) -> JobPlan:
+def outline(config: Config, machine: Machine, trained: Sequence[RunDir] = (), *, anew: bool = False) -> JobPlan:
     """The plan alone, of a config that was checked: looks at no data."""
-    identity = digest(config, trained.path.name if trained else None)
+    identity = digest(config, [run.path.name for run in trained])
     run_dir = _folder(Path(config.runs_dir).absolute() / f"{config.name}-{identity[:8]}", anew)
-    source = {"run_id": trained.path.name, "sha256": rundir.read_json(trained.model)["sha256"]} if trained else None
+    sources = [{"run_id": run.path.name, "sha256": read_model(run)["sha256"] if _ended(run) else None} for run in trained]
     return JobPlan(
         run_id=run_dir.name,
         run_dir=str(run_dir),
@@ -105,29 +114,54 @@ def outline(config: Config, machine: Machine, trained: RunDir | None = None, *, 
         resources=config.resources.model_dump(),
         threads=cluster.threads(config, machine),
         identity=identity,
-        from_run=source,
+        from_run=sources,
         warnings=list(cluster.warnings(config, machine)),
     )
 
 
 def _folder(first: Path, anew: bool) -> Path:
-    """The newest folder of one identity: `first`, `first.2`, `first.3` ...; or with `anew` the next one."""
-    number = 1
-    while (first.parent / f"{first.name}.{number + 1}").exists():
-        number += 1
-    number += anew and first.exists()
-    return first if number == 1 else first.parent / f"{first.name}.{number}"
+    """The newest folder of one identity; or with `anew` the next one."""
+    there = numbered(first)
+    if not there:
+        return first
+    return first.parent / f"{first.name}.{_number(first, there[-1].name) + 1}" if anew else there[-1]
 
 
-def digest(config: Config, from_run: str | None = None) -> str:
-    """sha256 of what decides a result: the groups that the job reads, less keys marked `changes_result=False`."""
+def numbered(first: Path) -> list[Path]:
+    """The folders of one identity that exist, oldest first: `first`, `first.2`, `first.3` ...; some may have been removed."""
+    try:
+        with os.scandir(first.parent) as entries:
+            names = [e.name for e in entries if e.name.startswith(first.name) and _number(first, e.name)]
+    except OSError:  # no folder yet, or none that can hold runs: _folder_faults tells
+        return []
+    return [first.parent / name for name in sorted(names, key=lambda name: _number(first, name))]
+
+
+def _number(first: Path, name: str) -> int:
+    """Which folder of its identity `name` is, from 1; 0 for one of another."""
+    dot, digits = name[len(first.name) : len(first.name) + 1], name[len(first.name) + 1 :]
+    if not dot:
+        return 1
+    return int(digits) if dot == "." and re.fullmatch("[2-9]|[1-9][0-9]{1,8}", digits) else 0
+
+
+def digest(config: Config, from_run: Sequence[str] = ()) -> str:
+    """sha256 of what decides a result. `from_run`: the run_ids of the runs that the job reads, in any order."""
+    parts = decisive(config)
+    if from_run:
+        parts["from_run"] = from_run[0] if len(from_run) == 1 else sorted(from_run)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def decisive(config: Config) -> dict[str, Any]:
+    """What decides a result: the groups that the job reads, less keys marked `changes_result=False`."""
     parts: dict[str, Any] = {"job": config.job}
     for name in JOBS[config.job].reads:
         value = getattr(config, name)
         parts[name] = _identity(value) if isinstance(value, BaseModel) else value
-    if from_run is not None:
-        parts["from_run"] = from_run
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    if JOBS[config.job].needs_run and "data" in parts:  # what the runs give follows from them; a pipeline does not know it yet
+        parts["data"] = {k: v for k, v in parts["data"].items() if k not in GIVEN}
+    return parts
 
 
 def _identity(group: BaseModel) -> dict[str, Any]:
@@ -141,47 +175,116 @@ def _identity(group: BaseModel) -> dict[str, Any]:
     return out
 
 
-def find_run(config: Config) -> RunDir:
-    """The trained run that `from_run` names: a folder, a run_id below runs_dir, or an unambiguous beginning of one.
+def find_runs(config: Config, *, finished: bool = True) -> list[RunDir]:
+    """The trained runs that `from_run` names, in the order of their run_ids, so that any order of words is one command.
 
-    Raises: ConfigError for an unknown name, PlanError if it did not finish a training.
+    Each is a folder, a run_id below runs_dir, or an unambiguous beginning of one. Not `finished`: a training that goes on will
+    do, and so will the absolute path of a folder that is not there yet.
+
+    Raises: ConfigError for an unknown name or one run named twice, PlanError if one did not finish a training; Faults for many.
     """
-    assert config.from_run is not None
-    named, runs = inputs.expanded(config.from_run), inputs.expanded(config.runs_dir)
-    shown = f"from_run={one_line(config.from_run, 120)}"
+    named = [config.from_run] if isinstance(config.from_run, str) else config.from_run or []
+    faults: list[HpcaiError] = []
+    tried = [_try(faults, lambda name=name: _find_run(name, config, finished)) for name in named]
+    found = sorted((run for run in tried if run is not None), key=lambda run: run.path.name)
+    twice = dict.fromkeys(a.path.name for a, b in pairwise(found) if a.path.name == b.path.name)
+    faults += [ConfigError(f"from_run={one_line(name, 120)}: is named twice. Name each run once.") for name in twice]
+    if faults:
+        raise Faults(faults) if len(faults) > 1 else faults[0]
+    return found
+
+
+def _find_run(name: str, config: Config, finished: bool) -> RunDir:
+    named, runs = inputs.expanded(name), inputs.expanded(config.runs_dir)
+    shown = f"from_run={one_line(name, 120)}"
     candidates = [named] if inputs.exists(named) and named.is_dir() else sorted(
-        d for d in runs.glob("*") if d.is_dir() and d.name.startswith(config.from_run)
+        d for d in runs.glob("*") if d.name.startswith(name) and (d / "plan.json").is_file()
     )  # fmt: skip
-    candidates = [d for d in candidates if d.name == config.from_run] or candidates
+    candidates = [d for d in candidates if d.name == name] or candidates
     if len(candidates) > 1:
         raise ConfigError(f"{shown}: {', '.join(d.name for d in candidates[:5])} begin so. Write more of it.")
     if not candidates or not (candidates[0] / "plan.json").is_file():
+        if not finished and Path(name).is_absolute():
+            return RunDir(named)
         known = [d.name for d in runs.glob("*") if (d / "plan.json").is_file()]
-        raise ConfigError(f"{shown}: no such run in {one_line(str(runs), 80)}. {near(config.from_run, known)}")
+        raise ConfigError(f"{shown}: no such run in {one_line(str(runs), 80)}. {near(name, known)}")
     run = RunDir(candidates[0].absolute())
-    if read_plan(run).job != "train":
-        raise PlanError(f"{shown}: is a run of job={read_plan(run).job}. Name a run of job=train.")
-    if not run.threshold.is_file():
+    if (job := read_plan(run).job) != "train":
+        raise PlanError(f"{shown}: is a run of job={job}. Name a run of job=train.")
+    if finished and not _ended(run):
         raise PlanError(f"{shown}: has not finished its training. Start it again; it goes on where it stopped.")
     return run
 
 
-def with_trained(config: Config, trained: RunDir) -> Config:
-    """`config` with what evaluate and predict take from the run they name: task, model, precision, labels, image size.
+def _ended(run: RunDir) -> bool:
+    """The training left its model and its threshold: from then on both stay as they are."""
+    return run.model.is_file() and run.threshold.is_file()
 
-    Raises: ConfigError if data.labels are stated and differ.
+
+def read_model(run: RunDir) -> dict[str, Any]:
+    """model.json of a finished training: checkpoint, sha256, labels, input (channels, size, mean, std).
+
+    Raises: PlanError if it is damaged.
     """
-    then, facts = read_config(trained), rundir.read_json(trained.model)
+    try:
+        facts: dict[str, Any] = rundir.read_json(run.model)
+        if not (isinstance(facts["sha256"], str) and facts["labels"] and facts["input"]["size"] and facts["input"]["channels"]):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise PlanError(f"run={run.path.name}: its model.json is damaged. Restore the file, or train again.") from e
+    return facts
+
+
+def sources(config: Config, run: RunDir) -> list[RunDir]:
+    """The trained runs that the job of `run` reads, in the order of their run_ids.
+
+    Raises: RunError if the model of one is another than at submission.
+    """
+    named = [config.from_run] if isinstance(config.from_run, str) else config.from_run or []
+    found = [RunDir(Path(path)) for path in named]
+    for source, then in zip(found, read_plan(run).from_run, strict=True):
+        if read_model(source)["sha256"] != then["sha256"]:
+            raise RunError(
+                f"from_run={source.path.name}: its model is another one than at submission. --anew takes the new one."
+            )
+    return found
+
+
+def with_trained(config: Config, trained: Sequence[RunDir]) -> Config:
+    """`config` with what a job takes from the runs it names: task, model, precision, labels, image size; gather: the seed too.
+
+    Raises: ConfigError if runs differ in task, labels, channels or image size, or data.labels are stated and differ.
+    """
+    first, then, facts = trained[0], read_config(trained[0]), read_model(trained[0])
+    theirs = _alike(then, facts)
+    for run in trained[1:]:
+        for what, value in _alike(read_config(run), read_model(run)).items():
+            if value != theirs[what]:
+                raise ConfigError(
+                    f"from_run={first.path.name},{run.path.name}: differ in {what} ({one_line(theirs[what], 60)} and "
+                    f"{one_line(value, 60)}). Name runs that answer one question."
+                )
     stated = config.data.labels
     if stated not in (PLACEHOLDER_LABELS, facts["labels"]):
         raise ConfigError(
-            f"data.labels={one_line(','.join(stated), 80)}: run {trained.path.name} was trained for "
+            f"data.labels={one_line(','.join(stated), 80)}: run {first.path.name} was trained for "
             f"{one_line(','.join(facts['labels']), 80)}. Leave data.labels out."
         )
     size, channels = list(facts["input"]["size"]), facts["input"]["channels"]
     data = config.data.model_copy(update={"labels": facts["labels"], "image_size": size, "channels": channels})
     trainer = config.trainer.model_copy(update={"precision": then.trainer.precision})
-    return config.model_copy(update={"task": then.task, "model": then.model, "data": data, "trainer": trainer})
+    seed = then.seed if config.job == "gather" else config.seed
+    return config.model_copy(update={"task": then.task, "model": then.model, "data": data, "trainer": trainer, "seed": seed})
+
+
+def _alike(config: Config, facts: dict[str, Any]) -> dict[str, str]:
+    """What runs that answer together must share, as text; their scaling may differ, since each scales its own input."""
+    return {
+        "task": config.task.name,
+        "labels": ",".join(facts["labels"]),
+        "data.channels": str(facts["input"]["channels"]),
+        "data.image_size": "x".join(map(str, facts["input"]["size"])),
+    }
 
 
 def read_config(run: RunDir) -> Config:

@@ -39,12 +39,15 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--no-wait", action="store_true")
     parser.add_argument("--anew", action="store_true")
     parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--search", metavar="trials=N[,seed=0,sampler=tpe,pruner=median]")
+    parser.add_argument("--junit", type=Path, metavar="FILE")
     options, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-") and "=" not in word]
     if unknown:
         raise ConfigError(f"{unknown[0]}: unknown option. See --help.")
-    if options.multirun:
-        raise ConfigError("--multirun: not yet. Start one run at a time.")
+    for name in ("search", "junit"):
+        if getattr(options, name) is not None and not options.multirun:
+            raise ConfigError(f"--{name}: is about many runs. Write -m too.")
     return options, rest
 
 
@@ -90,6 +93,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
         print(help_text(options.config_dir))
         return 0
+    if options.multirun:
+        return many(options, overrides)
     from hpcai.config.check import examine, load, with_faults_of_plan
 
     if options.cfg:
@@ -100,6 +105,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     config, faults = examine(overrides, options.config_dir)
     if config is None:
         raise Faults(faults)
+    if not faults and (config.pipeline or config.depends_on):
+        return many(options, overrides)  # one command, but more than one run to wait for
     from hpcai.plan import make_plan
 
     try:
@@ -111,6 +118,15 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     return launch(options, plan, config, files)
 
 
+def many(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Sweeps, searches, pipelines and what depends on a run: see sweep.py."""
+    from hpcai import sweep
+    from hpcai.driver import Options
+
+    told = Options(options.config_dir, options.dry_run, options.no_wait, options.anew, options.junit)
+    return sweep.run_search(overrides, options.search, told) if options.search is not None else sweep.run_grid(overrides, told)
+
+
 def launch(options: argparse.Namespace, plan: JobPlan, config: Config, files: list[Input]) -> int:
     """Shows the finished run, says who runs it, or starts it and watches it to its end.
 
@@ -120,6 +136,7 @@ def launch(options: argparse.Namespace, plan: JobPlan, config: Config, files: li
     from hpcai.rundir import RunDir
 
     run = RunDir(Path(plan.run_dir))
+    submit.check_identity(run, plan)
     state = lease.read_state(run)
     if state.state == "completed":
         print(f"finished {watch.ago(time.time() - (state.ended or 0))}: {watch.shown(run.report_html)}")

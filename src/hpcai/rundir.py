@@ -8,7 +8,9 @@
       split.json  metrics.jsonl  checkpoints/                  rank 0 (train)
       model.json  threshold.json                               which checkpoint is the model, and where it says yes
       rows/<split>.rank<r>.jsonl  failed.rank<r>.jsonl         one row a case
+      together.json                                            the runs of an ensemble, and what it gained
       report.json  report.html                                 the answer
+      tracking.json  tensorboard/                              rank 0, where trackers are asked for
 
 JSON is UTF-8 and written beside, synced, renamed; JSON lines are appended whole lines and cut to the last newline by whoever
 goes on after a kill. docs/run-folder.md has each format. Standard library only.
@@ -94,6 +96,11 @@ class RunDir:
         return self.path / "threshold.json"
 
     @property
+    def together(self) -> Path:
+        """The runs of an ensemble, how each does alone, and what their mean gained."""
+        return self.path / "together.json"
+
+    @property
     def report_json(self) -> Path:
         """The answer, for programs."""
         return self.path / "report.json"
@@ -107,6 +114,16 @@ class RunDir:
     def submitit(self) -> Path:
         """submitit's folder: what a rank prints past its log."""
         return self.path / "submitit"
+
+    @property
+    def tracking(self) -> Path:
+        """The id by which MLflow's run of this folder is found again."""
+        return self.path / "tracking.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files, for `tensorboard --logdir`."""
+        return self.path / "tensorboard"
 
     def log(self, rank: int) -> Path:
         """What rank `rank` says."""

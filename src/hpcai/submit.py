@@ -7,6 +7,7 @@ Never imports torch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
@@ -16,8 +17,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,31 @@ from hpcai.config.schema import Config
 from hpcai.context import HELD_SIGNALS
 from hpcai.errors import DataError, Faults, HpcaiError, PlanError
 from hpcai.inputs import Input
-from hpcai.plan import JobPlan
+from hpcai.plan import JobPlan, read_plan
 from hpcai.rundir import RunDir
 
 PACKAGE = Path(hpcai.__file__).parent
 NOT_FROZEN = ("__pycache__", "shipped")  # shipped data is an input with a digest, not code
+NEUTRAL = ("psutil", "rich")  # required, but no result depends on them
 
 
-def differences(run: RunDir, plan: JobPlan, files: list[Input]) -> Iterator[HpcaiError]:
+def check_identity(run: RunDir, plan: JobPlan) -> None:
+    """Raises: PlanError if the folder holds another run: a copied one, or one whose eight digits are the same by chance."""
+    if run.plan.is_file() and (then := read_plan(run).identity) != plan.identity:
+        raise PlanError(
+            f"run={plan.run_id}: its folder holds another run ({then[:12]}..., not {plan.identity[:12]}...). "
+            "Move it away, or --anew starts another folder."
+        )
+
+
+def differences(run: RunDir, plan: JobPlan, files: list[Input], frozen: Frozen | None = None) -> Iterator[HpcaiError]:
     """What differs between a prepared run folder and the same command today, as faults; nothing if nothing does."""
     then = rundir.read_json(run.environment)
     cure = "--anew starts another folder."
-    if then["code_sha256"] != code_digest():
+    if then["code_sha256"] != (frozen.environment["code_sha256"] if frozen else code_digest()):
         yield PlanError(f"run={plan.run_id}: hpcai's code has changed since it was submitted. {cure}")
-    now = versions()
-    changed = [f"{n} {v} -> {now.get(n, 'gone')}" for n, v in then["versions"].items() if now.get(n) != v]
+    now = frozen.environment["versions"] if frozen else versions()
+    changed = [f"{n} {v} -> {now.get(n, 'gone')}" for n, v in then["versions"].items() if now.get(n) != v and n not in NEUTRAL]
     if changed:
         yield PlanError(f"run={plan.run_id}: versions have changed: {', '.join(changed[:5])}. {cure}")
     if [f["sha256"] for f in rundir.read_json(run.data)["files"]] != [f.sha256 for f in files]:
@@ -53,35 +64,80 @@ def differences(run: RunDir, plan: JobPlan, files: list[Input]) -> Iterator[Hpca
         yield PlanError(f"run={plan.run_id}: it began on {before} ranks, not {plan.ranks}. Ask for {before}, or {cure}")
 
 
-def prepare(run: RunDir, plan: JobPlan, config: Config, files: list[Input]) -> None:
+@dataclass(frozen=True)
+class Frozen:
+    """The package and its surroundings as they were at a sweep's start: what its members have in common."""
+
+    code: Path
+    environment: dict[str, Any]
+
+
+def freeze(folder: RunDir) -> Frozen:
+    """Copies the package below `folder` and notes what it runs on; keeps a copy that is there and the same."""
+    facts = environment()
+    try:
+        same = rundir.read_json(folder.environment)["code_sha256"] == facts["code_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:  # environment.json comes last: it says that the copy is whole
+        _copy(PACKAGE, folder.code, shutil.copy2)
+    rundir.write_json(folder.environment, facts)
+    return Frozen(folder.code, facts)
+
+
+def _copy(package: Path, to: Path, copy: Callable[[str, str], object]) -> None:
+    shutil.rmtree(to, ignore_errors=True)
+    try:
+        shutil.copytree(package, to / "hpcai", ignore=shutil.ignore_patterns(*NOT_FROZEN), copy_function=copy)
+    except shutil.Error as e:  # it collects texts; the number of the first is the reason
+        number = re.search(r"\[Errno (\d+)\]", str(e))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code)) from e
+
+
+def _link(source: str, to: str) -> None:
+    """A hard link: the same file, so that a process which imported it need not import it again. A copy where there are none."""
+    try:
+        os.link(source, to)
+    except OSError:
+        shutil.copy2(source, to)
+
+
+def prepare(run: RunDir, plan: JobPlan, config: Config, files: list[Input], frozen: Frozen | None = None) -> None:
     """Writes the run folder, or what may change in one that goes on; plan.json last: it says that the rest is whole.
 
-    Raises: Faults if an unfinished run would go on with other code, versions, data or ranks.
+    Raises: Faults if an unfinished run would go on with other code, versions, data or ranks; PlanError if it is another run's.
     """
+    check_identity(run, plan)
     if run.plan.is_file():
-        if faults := list(differences(run, plan, files)):
+        if faults := list(differences(run, plan, files, frozen)):
             raise Faults(faults)
     else:
-        shutil.rmtree(run.code, ignore_errors=True)
-        shutil.copytree(PACKAGE, run.code / "hpcai", ignore=shutil.ignore_patterns(*NOT_FROZEN))
-        rundir.write_json(run.environment, environment())
+        if frozen:
+            _copy(frozen.code / "hpcai", run.code, _link)
+        else:
+            _copy(PACKAGE, run.code, shutil.copy2)
+        rundir.write_json(run.environment, frozen.environment if frozen else environment())
         data = {"name": config.data.name, "source": config.data.source, "licence": config.data.licence}
         rundir.write_json(run.data, {**data, "files": [asdict(f) for f in files]})
     rundir.write_bytes(run.config, _yaml(config))
     rundir.write_json(run.plan, plan.to_json())
 
 
-def start(run: RunDir, plan: JobPlan, life: int) -> Any:
-    """Starts the ranks by submitit; returns its job, whose `_process` is the controller that holds them."""
-    executor = _executor(run, plan, life)
-    with _apart(run.submitit / "controller.log"):
+def start(run: RunDir, plan: JobPlan, life: int, gpus: Sequence[int] = ()) -> Any:
+    """Starts the ranks by submitit; returns its job, whose `_process` is the controller that holds them.
+
+    `gpus`: numbers of the GPUs that it may see; none: the first ones.
+    """
+    executor = _executor(run, plan, life, gpus)
+    with apart(run.submitit / "controller.log"):
         job = executor._submit_command(executor._submitit_command_str)
     lease.hand_over(run, life, job._process.pid)
     return job
 
 
 @contextlib.contextmanager
-def _apart(log: Path) -> Iterator[None]:
+def apart(log: Path) -> Iterator[None]:
     """What is started in here holds neither our terminal's signals nor our output.
 
     SIGINT and SIGHUP stay blocked in the controller: Ctrl-C at a terminal reaches the launcher and the ranks, which unblock it
@@ -103,16 +159,37 @@ def _apart(log: Path) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
+def ask_to_stop(run: RunDir, life: int, ranks: int) -> bool:
+    """Sends one SIGTERM to the process that holds the ranks of a life, which forwards it; says whether it was sent.
+
+    Not before every rank has begun: from its begin record on it answers with a checkpoint, before it SIGTERM would just end it.
+    A pid that another process has got since is left alone.
+    """
+    try:
+        owner = rundir.read_json(lease.life_dir(run, life) / "owner.json")
+        begun = sum(any(r["event"] == "begin" for r in told) for told in lease.records(run, life).values())
+        if begun < ranks or not lease.is_here(owner):
+            return False
+        os.kill(int(owner["pid"]), signal.SIGTERM)
+    except (OSError, ValueError, KeyError, TypeError):  # gone meanwhile, or damaged
+        return False
+    return True
+
+
+def pythonpath(code: Path) -> str:
+    """The snapshot first, then what the caller has."""
+    return os.pathsep.join(p for p in (str(code), os.environ.get("PYTHONPATH", "")) if p)
+
+
 def command(run: RunDir, life: int) -> list[str]:
     """The one line that starts a rank."""
-    paths = os.pathsep.join(p for p in (str(run.code), os.environ.get("PYTHONPATH", "")) if p)
     return [
-        "env", f"PYTHONPATH={paths}", f"HPCAI_LIFE={life}",
+        "env", f"PYTHONPATH={pythonpath(run.code)}", f"HPCAI_LIFE={life}",
         sys.executable, "-P", "-u", "-m", "hpcai.worker", str(run.path),
     ]  # fmt: skip
 
 
-def _executor(run: RunDir, plan: JobPlan, life: int) -> Any:
+def _executor(run: RunDir, plan: JobPlan, life: int, gpus: Sequence[int]) -> Any:
     from submitit.local.local import LocalExecutor
 
     class CommandExecutor(LocalExecutor):  # type: ignore[misc]
@@ -124,14 +201,21 @@ def _executor(run: RunDir, plan: JobPlan, life: int) -> Any:
 
     run.submitit.mkdir(exist_ok=True)
     executor = CommandExecutor(run.submitit)
-    asked = plan.resources
+    minutes, lead = time_limit(plan)
     executor.update_parameters(
-        tasks_per_node=asked["tasks_per_node"],
-        gpus_per_node=asked["gpus_per_node"],
-        timeout_min=asked["timeout_min"],
-        signal_delay_s=min(60, asked["timeout_min"] * 30),
+        tasks_per_node=plan.resources["tasks_per_node"],
+        gpus_per_node=plan.resources["gpus_per_node"],
+        visible_gpus=tuple(gpus),
+        timeout_min=minutes,
+        signal_delay_s=lead,
     )
     return executor
+
+
+def time_limit(plan: JobPlan) -> tuple[int, int]:
+    """Minutes that the ranks have, and how many seconds before the end they are told."""
+    minutes = int(plan.resources["timeout_min"])
+    return minutes, min(60, minutes * 30)
 
 
 def environment() -> dict[str, Any]:
@@ -150,6 +234,7 @@ def environment() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions that can change a result: Python's, and of the packages that hpcai itself requires and plug-ins."""
     names = {re.split(r"[\s<>=!~;\[]", r)[0] for r in metadata.requires("hpcai") or () if "extra ==" not in r}
+    names -= set(NEUTRAL)
     names |= {e.dist.name for e in metadata.entry_points(group="hpcai.models") if e.dist} | {"monai"}
     found = {"python": platform.python_version()}
     for name in sorted(names):

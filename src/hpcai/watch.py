@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from hpcai import lease
+from hpcai import lease, submit
 from hpcai.config.schema import Config
 from hpcai.context import STOP_SIGNALS
 from hpcai.errors import one_line
@@ -46,17 +46,11 @@ def follow(run: RunDir, plan: JobPlan, config: Config, job: Any, life: int, aske
     sent = 0.0
     while job._process.poll() is None or lease.read_state(run).state == "running":
         screen.update()
-        if asked and time.monotonic() - sent > AGAIN_S and _all_begun(run, life, plan.ranks):
-            job._process.send_signal(signal.SIGTERM)
+        if asked and time.monotonic() - sent > AGAIN_S and submit.ask_to_stop(run, life, plan.ranks):
             sent = time.monotonic()
         time.sleep(POLL_S)
     screen.close()
     return conclude(run, asked[0] if asked else None)
-
-
-def _all_begun(run: RunDir, life: int, ranks: int) -> bool:
-    """Every rank has its own signal handlers from its begin record on; before it, SIGTERM would just end it."""
-    return sum(any(r["event"] == "begin" for r in told) for told in lease.records(run, life).values()) >= ranks
 
 
 def conclude(run: RunDir, signum: int | None = None) -> int:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hpcai
 from hpcai import lease
@@ -67,8 +67,7 @@ def _run_job(plan: JobPlan, context: RunContext) -> int:
     end: dict[str, object] = {"code": 0}
     try:
         config = read_config(context.dir)
-        job = importlib.import_module(f"hpcai.jobs.{plan.job}")
-        job.main(config, context)
+        load_job(plan.job).main(config, context)
     except HpcaiError as e:
         end = {"code": e.code, "kind": type(e).__name__, "message": e.lines[0]}
         (log.info if e.code >= 128 else log.error)("%s", e.lines[0])
@@ -87,6 +86,11 @@ def _run_job(plan: JobPlan, context: RunContext) -> int:
     return int(str(end["code"]))
 
 
+def load_job(name: str) -> Any:
+    """The module of jobs/ with that name: the one place where the heavy world is entered."""
+    return importlib.import_module(f"hpcai.jobs.{name}")
+
+
 def _failure(context: RunContext, what: str, code: int = RunError.code) -> dict[str, object]:
     message = f"run.rank={context.ranks.rank}: {what}"
     log.error("%s", message)
@@ -99,12 +103,23 @@ def _run_frozen_code(run: RunDir, argv: list[str]) -> None:
 
     Raises: PlanError if it came from there and still does.
     """
-    if (run.code / "hpcai").is_dir() and not Path(hpcai.__file__).resolve().is_relative_to(run.code.resolve()):
+    if (run.code / "hpcai").is_dir() and not _runs_its_code(run):
         if os.environ.get("HPCAI_CODE") == str(run.code):
             raise PlanError(f"RUN_DIR={run.path.name}: its code/ cannot be imported (damaged, or a : in its path). Mend it.")
         path = os.pathsep.join(p for p in (str(run.code), os.environ.get("PYTHONPATH", "")) if p)
         env = {**os.environ, "PYTHONPATH": path, "HPCAI_CODE": str(run.code)}
         os.execve(sys.executable, [sys.executable, "-P", "-m", "hpcai.worker", *argv], env)
+
+
+def _runs_its_code(run: RunDir) -> bool:
+    """This process imported the snapshot, or the very files by another name: a sweep's members are linked to one copy."""
+    ours = Path(hpcai.__file__)
+    if ours.resolve().is_relative_to(run.code.resolve()):
+        return True
+    try:
+        return ours.samefile(run.code / "hpcai" / "__init__.py")
+    except OSError:
+        return False
 
 
 def _set_up_process(plan: JobPlan, run: RunDir, ranks: Ranks) -> None:

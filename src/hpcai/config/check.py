@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcai.config.compose import attempt
+from hpcai.config.compose import Memory, attempt
 from hpcai.errors import ConfigError, Faults, HpcaiError, near, one_line
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ def load(overrides: list[str], config_dir: Path | None = None) -> Config:
     return config
 
 
-def examine(overrides: list[str], config_dir: Path | None = None) -> tuple[Config | None, list[HpcaiError]]:
+def examine(
+    overrides: list[str], config_dir: Path | None = None, memory: Memory | None = None
+) -> tuple[Config | None, list[HpcaiError]]:
     """What can be had of a config, and its faults: defaults stand in for wrong values, so that a plan can be checked too.
 
-    None if so much is missing that a plan would speak of stand-ins alone.
+    None if so much is missing that a plan would speak of stand-ins alone. `memory`: what members of one sweep share.
     """
-    raw, found, whole = attempt(overrides, config_dir)
+    raw, found, whole = attempt(overrides, config_dir, memory)
     config = _validate(raw, found, whole=whole)
     return (config if whole else None), list(found[:MAX_FAULTS])
 
@@ -120,11 +122,12 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_labels(raw: dict[str, Any]) -> dict[str, Any]:
-    """evaluate and predict take the class names from the run they name, so nobody need write them: two stand in."""
-    data = raw.get("data")
-    if raw.get("job") in ("evaluate", "predict") and isinstance(data, dict) and data.get("labels") is None:
-        from hpcai.config.jobs import PLACEHOLDER_LABELS
+    """A job that reads a trained run takes the class names from it, so nobody need write them: two stand in."""
+    from hpcai.config.jobs import JOBS, PLACEHOLDER_LABELS
 
+    data, job = raw.get("data"), raw.get("job")
+    needs_run = isinstance(job, str) and job in JOBS and JOBS[job].needs_run
+    if needs_run and isinstance(data, dict) and data.get("labels") is None:
         return {**raw, "data": {**data, "labels": PLACEHOLDER_LABELS}}
     return raw
 
@@ -139,7 +142,7 @@ def _line(fault: Mapping[str, Any], raw: dict[str, Any]) -> str:
         return _required(name)
     if kind == "extra_forbidden":
         return f"{name}: unknown. {_nearest(name)}"
-    shown = f"{name}={_shown(given)}"
+    shown = name if name in SECRET else f"{name}={_shown(given)}"
     if kind == "value_error":
         said = str(limits.get("error"))
         return f"{name}.{said}" if isinstance(given, dict) else f"{shown}: {said}"  # a group's own rule names its key
@@ -154,6 +157,7 @@ def _line(fault: Mapping[str, Any], raw: dict[str, Any]) -> str:
     return f"{shown}: must be {TYPES.get(kind, one_line(fault['msg'], 200))}. Correct it."
 
 
+SECRET = ("tracking", "tracking.mlflow")  # a wrong address may hold a password: it is not shown
 LIMITS: dict[str, tuple[str, str, str]] = {
     "greater_than": ("gt", "greater than", "Give a larger value."),
     "greater_than_equal": ("ge", "at least", "Give a larger value."),
@@ -177,7 +181,7 @@ PATTERNS: dict[str, str] = {
 
 
 def _pattern(name: str) -> str:
-    if name.endswith(("path", "runs_dir", "from_run", "init_from")):
+    if name.endswith(("path", "runs_dir", "from_run", "depends_on", "init_from")):
         return "a path holds no NUL. Correct it."
     names = "must begin with a letter or digit and hold at most 64 of A-Z a-z 0-9 . _ - (it names folders and jobs). Rename it."
     return PATTERNS.get(name, names)
@@ -233,6 +237,18 @@ def _from_run(cfg: Config) -> Iterator[str]:
         yield f"job={cfg.job}: reads a trained run. Give from_run=RUN_ID or its folder."
     if not JOBS[cfg.job].needs_run and cfg.from_run is not None:
         yield f"from_run={_shown(cfg.from_run)}: job={cfg.job} starts anew. Leave it out; model.init_from takes weights."
+
+
+def _pipeline(cfg: Config) -> Iterator[str]:
+    if not cfg.pipeline:
+        return
+    shown = f"pipeline={_shown(cfg.pipeline)}"
+    if cfg.pipeline[0] != "train":
+        yield f"{shown}: must begin with train, whose run the others read. For a run that exists: job={cfg.pipeline[0]} from_run=RUN."
+    if len(set(cfg.pipeline)) < len(cfg.pipeline):
+        yield f"{shown}: names a job twice. Name each once."
+    if cfg.job != "train":
+        yield f"job={cfg.job}: pipeline says which jobs are done. Leave one of them out."
 
 
 def _model(cfg: Config) -> Iterator[str]:
@@ -291,10 +307,22 @@ def _splits(cfg: Config) -> Iterator[str]:
         yield "data.split_col=null: data.split.by=published reads the split from a column. Name it, or take another split."
 
 
+def _tracking(cfg: Config) -> Iterator[str]:
+    from importlib.util import find_spec
+
+    from hpcai.config.trackers import MODULES
+
+    for name, wanted in (("tensorboard", cfg.tracking.tensorboard), ("mlflow", cfg.tracking.mlflow is not None)):
+        if wanted and not all(find_spec(module) for module in MODULES[name]):
+            yield f"tracking.{name}: needs the extra {name}. Install hpcai[{name}]."
+
+
 RULES: dict[tuple[str, ...], Callable[[Config], Iterator[str]]] = {  # the keys that a rule reads: the rule
     ("job", "from_run"): _from_run,
+    ("job", "pipeline"): _pipeline,
     ("job", "model.name", "model.spatial_dims", "model.options"): _model,
     ("job", "data.image_size", "data.reader", "model.spatial_dims"): _sizes,
     ("job", "resources.nodes", "resources.tasks_per_node", "trainer.accumulate", "trainer.batch_size"): _batch,
     ("job", "data.reader", "data.split.by", "data.split_col"): _splits,
+    ("tracking.tensorboard", "tracking.mlflow"): _tracking,
 }

@@ -8,6 +8,7 @@ never sees `${...}` of one. Values are set here, as if by `++`: whether a key ex
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import re
 from collections.abc import Iterator
@@ -48,21 +49,53 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> dict[str, A
     return raw
 
 
-def attempt(overrides: list[str], config_dir: Path | None = None) -> tuple[dict[str, Any], list[ConfigError], bool]:
+class Memory:
+    """What one sweep's members share: words once read, and what Hydra made of the same choices, by far the slowest step.
+
+    Nothing that is handed out is shared: a member may change what it gets.
+    """
+
+    def __init__(self) -> None:
+        self._folders: dict[Path | None, Folder] = {}
+        self._words: dict[tuple[Path | None, str], Override | Faults] = {}
+        self._composed: dict[tuple[Path | None, tuple[str, ...]], tuple[dict[str, Any], list[ConfigError]]] = {}
+
+    def folder(self, config_dir: Path | None) -> Folder:
+        """The folder, to be asked what is a group; it chooses nothing. Raises: ConfigError as Folder does."""
+        if config_dir not in self._folders:
+            self._folders[config_dir] = Folder(config_dir)
+        return self._folders[config_dir]
+
+    def word(self, text: str, folder: Folder) -> Override | Faults:
+        """One word as Hydra reads it, or why it is refused."""
+        key = (folder.path, text)
+        if key not in self._words:
+            try:
+                self._words[key] = _parse_word(text, folder)
+            except Faults as e:
+                self._words[key] = e
+        return self._words[key]
+
+    def composed(self, choices: list[Override], config_dir: Path | None) -> tuple[dict[str, Any], list[ConfigError]]:
+        """What the files that `choices` name say together, and their faults."""
+        key = (config_dir, tuple(str(w.input_line) for w in choices))
+        if key not in self._composed:
+            self._composed[key] = _composed(choices, config_dir)
+        raw, faults = self._composed[key]
+        return copy.deepcopy(raw), list(faults)
+
+
+def attempt(
+    overrides: list[str], config_dir: Path | None = None, memory: Memory | None = None
+) -> tuple[dict[str, Any], list[ConfigError], bool]:
     """What could be composed, its faults, and whether all files that were asked for are in it."""
+    memory = memory or Memory()
     try:
-        folder = Folder(config_dir)
-        words, faults = _parse(overrides, folder)
+        folder = memory.folder(config_dir)
+        words, faults = parse(overrides, folder, memory)
     except ConfigError as e:
         return {}, [e], False
-    choices = [w for w in words if _is_choice(w, folder)]
-    found = [fault for word in choices for fault in _choose(word, folder)]
-    raw: dict[str, Any] = {}
-    if not found:
-        try:
-            raw = _hydra([str(w.input_line) for w in choices], folder)
-        except ConfigError as e:
-            found = [e]
+    raw, found = memory.composed([w for w in words if _is_choice(w, folder)], config_dir)
     whole = not found
     for word in words:
         if not (_is_choice(word, folder) or (word.is_delete() and not whole)):
@@ -76,26 +109,35 @@ def _short(text: str) -> str:
     return one_line(text, 80)
 
 
-def _parse(overrides: list[str], folder: Folder) -> tuple[list[Override], list[ConfigError]]:
-    """The words as Hydra reads them, and the faults of those that it cannot read or that are refused."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def parse(
+    overrides: list[str], folder: Folder, memory: Memory, *, sweeps: bool = False
+) -> tuple[list[Override], list[ConfigError]]:
+    """The words as Hydra reads them, and the faults of those that are refused; with `sweeps` a word may name many values.
 
+    Raises:
+        ConfigError: there are more words than Hydra's parser can read in a second or two.
+    """
     text = "".join(overrides)
     if len(overrides) > MAX_WORDS or len(text) > MAX_CHARS or text.count(",") > MAX_COMMAS:
         raise ConfigError(
             f"{_short(max(overrides, key=len))}: one of {len(overrides)} overrides; at most {MAX_WORDS}, with {MAX_CHARS} "
             f"characters and {MAX_COMMAS} commas, go on a command line. Put them into an experiment file."
         )
-    parser, words, faults = OverridesParser.create(), [], []
-    for word in overrides:
-        try:
-            words.append(_parse_word(parser, word, folder))
-        except Faults as e:
-            faults += [f for f in e.faults if isinstance(f, ConfigError)]
+    words: list[Override] = []
+    faults: list[ConfigError] = []
+    for text in overrides:
+        word = memory.word(text, folder)
+        if isinstance(word, Faults):
+            faults += [f for f in word.faults if isinstance(f, ConfigError)]
+        elif word.is_sweep_override() and not sweeps:
+            many = "-m --search" if word.is_interval_sweep() else "-m"
+            faults.append(ConfigError(f"{_short(text)}: many values are many runs. Add {many}, or quote the value: key='a,b'."))
+        else:
+            words.append(word)
     return words, faults
 
 
-def _parse_word(parser: OverridesParser, text: str, folder: Folder) -> Override:
+def _parse_word(text: str, folder: Folder) -> Override:
     """One word; Faults if it is refused or unreadable. The key is looked at before anything is parsed."""
     from hydra.errors import HydraException
 
@@ -105,20 +147,26 @@ def _parse_word(parser: OverridesParser, text: str, folder: Folder) -> Override:
     if _depth(text) > MAX_DEPTH:
         raise Faults([ConfigError(f"{shown}: nested deeper than {MAX_DEPTH}. Flatten it.")])
     try:
-        word = parser.parse_override(_quoted(text))
+        word = _parser().parse_override(_quoted(text))
         value = word.value()
     except (HydraException, ValueError, ArithmeticError, TypeError, RecursionError) as e:
         why = one_line(next(iter(str(e).splitlines()), type(e).__name__), 120)
-        raise Faults([ConfigError(f"{shown}: is no key=value ({why}). Quote the value: key='...'.")]) from None
+        each = ", or each of several: key='a','b'" if "," in text else ": key='...'"
+        raise Faults([ConfigError(f"{shown}: is no key=value ({why}). Quote the value{each}.")]) from None
     name = word.key_or_group
-    if word.is_sweep_override():
-        raise Faults([ConfigError(f"{shown}: many runs at once (sweeps) are not there yet. Quote a value that holds commas.")])
     if word.package is not None or not (folder.is_group(name) or KEY.fullmatch(name)):
         known = near(key, folder.groups()) if "/" in name else "Write group=choice or group.key=value."
         raise Faults([ConfigError(f"{shown}: {key} is neither a key nor a group. {known}")])
-    if wrongs := list(refusals(value, name)):
+    if not word.is_sweep_override() and (wrongs := list(refusals(value, name))):  # grid.py looks at each value of a sweep
         raise Faults([ConfigError(wrong) for wrong in wrongs])
     return word
+
+
+@functools.cache
+def _parser() -> OverridesParser:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
 
 
 def _depth(text: str) -> int:
@@ -158,6 +206,16 @@ def _choose(word: Override, folder: Folder) -> list[ConfigError]:
     if word.is_force_add():
         return [ConfigError(f"{_short(str(word.input_line))}: a group has no ++. Write one + or none.")]
     return folder.faults[before:]
+
+
+def _composed(choices: list[Override], config_dir: Path | None) -> tuple[dict[str, Any], list[ConfigError]]:
+    """The files that `choices` name, together; nothing and the faults if one of them is wrong."""
+    try:
+        folder = Folder(config_dir)
+        faults = [fault for word in choices for fault in _choose(word, folder)]
+        return ({}, faults) if faults else (_hydra([str(w.input_line) for w in choices], folder), [])
+    except ConfigError as e:
+        return {}, [e]
 
 
 def _hydra(choices: list[str], folder: Folder) -> dict[str, Any]:

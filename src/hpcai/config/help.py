@@ -20,6 +20,10 @@ hpcai: AI health workloads, from an experiment's name to a trained model and its
   python -m hpcai.run +experiment=pneumonia --dry-run                print the plan, write nothing
   python -m hpcai.run --config-dir mine/ +experiment=x --cfg job     own experiments; print the config
   python -m hpcai.run job=predict name=new from_run=RUN data.reader=images data.path=images/
+  python -m hpcai.run -m +experiment=pneumonia seed=0,1,2 trainer.lr=1e-3,3e-3   a run each
+  python -m hpcai.run -m --search trials=30 +experiment=x 'trainer.lr=tag(log,interval(1e-4,1e-1))'
+  python -m hpcai.run +experiment=pneumonia 'pipeline=[train,evaluate]'            jobs in a row
+  hpcai status                                                       what there is; hpcai help: more verbs
 
 Words are Hydra's: key=value sets, +group=choice adds, group=choice replaces, ~key deletes.
 Quote a value that holds commas, brackets or quotes: 'data.path="/data/a,b"'.
@@ -30,6 +34,10 @@ Options
   --dry-run         print the plan and the command, write nothing
   --no-wait         start, and give the prompt back
   --anew            a new folder, though this run has one
+  --multirun, -m    many runs: a=1,2  a=range(0,5)  a=choice(x,y)  group=glob(*); as many at once as fit
+  --search trials=N[,seed=N][,sampler=tpe|random][,pruner=median|none]
+                    with -m: let Optuna choose within a=interval(0,1)  a=tag(log,interval(1e-4,1))  a=1,2
+  --junit FILE      with -m: each run as a test case, for CI
   --version, --help
 
 The same command again shows a finished run, goes on with an interrupted one, or says who runs it. Exit codes:

@@ -23,4 +23,5 @@ JOBS: dict[str, Job] = {
     ),
     "evaluate": Job("score a trained run on a split of labelled data", ("from_run", "data"), needs_run=True),
     "predict": Job("one row of scores a case, for images without labels", ("from_run", "data"), needs_run=True),
+    "gather": Job("pool the folds of a cross-validation: one report, every case judged once", ("from_run",), needs_run=True),
 }

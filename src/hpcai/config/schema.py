@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from hpcai.config.trackers import mlflow_store
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # run names become folder, job and file names
 
@@ -35,6 +47,25 @@ Text = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_one_li
 PathText = Annotated[
     str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")
 ]  # a path may hold spaces, quotes, even newlines
+
+
+def _runs(value: Any) -> Any:
+    """A run or a list of runs, with one fault for the whole value: a union gives one for each of its members."""
+    if value is None:
+        return None
+    texts = value if isinstance(value, list) else [value]
+    if not (1 <= len(texts) <= 100 and all(isinstance(t, str) and 1 <= len(t) <= 4096 for t in texts)):
+        raise PydanticCustomError("runs", "text or a list of 1 to 100 texts (quote a number: key=\"'5'\")")
+    if any(0xD800 <= ord(c) <= 0xDFFF for t in texts for c in t):
+        raise PydanticCustomError("string_unicode", "no text")
+    if any("\0" in t for t in texts):
+        raise PydanticCustomError("string_pattern_mismatch", "no path")
+    if len(set(texts)) < len(texts):
+        raise PydanticCustomError("runs", "a list that names each run once")
+    return value
+
+
+Runs = Annotated[str | list[str] | None, PlainValidator(_runs)]
 
 
 class Group(BaseModel):
@@ -182,12 +213,34 @@ class Cluster(Group):
     max_nodes: int = key(1, "nodes that one run can have", ge=1)
 
 
+class Tracking(Group):
+    """Where a run's metrics are shown besides its own files. Nothing here changes a result."""
+
+    tensorboard: bool = key(
+        False, "event files in RUN/tensorboard, for `tensorboard --logdir runs` (extra tensorboard)", changes_result=False
+    )
+    mlflow: Annotated[Text, AfterValidator(mlflow_store)] | None = key(
+        None,
+        "MLflow's store: a folder, sqlite:///FILE or http(s)://HOST; null: off (extra mlflow). Its password or token: "
+        "MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN",
+        changes_result=False,
+    )
+    experiment: Text | None = key(None, "MLflow's experiment; null: the run's name", changes_result=False, min_length=1)
+    wait_s: float = key(
+        10.0, "how long a run that has ended waits for its trackers", unit="s", changes_result=False, ge=0, le=600
+    )
+
+
 class Config(Group):
     """One run, whole."""
 
     name: Name = key(..., "name of the run; its folder is name-digest")
-    job: Literal["train", "evaluate", "predict"] = key("train", "what is done (see JOBS)")
-    from_run: PathText | None = key(None, "evaluate, predict: the trained run, by run_id or folder")
+    job: Literal["train", "evaluate", "predict", "gather"] = key("train", "what is done (see JOBS)")
+    from_run: Runs = key(None, "the trained run, by run_id or folder; several as [a,b]: an ensemble, or gather's folds")
+    pipeline: list[Literal["train", "evaluate", "predict"]] = key(
+        [], "jobs in a row, train first; each of the others reads the run that train leaves", changes_result=False, max_length=3
+    )
+    depends_on: Runs = key(None, "run or [runs] that must be completed first, by run_id or folder", changes_result=False)
     seed: int = key(0, "seed of weights, order, augmentation and dropout", ge=0, lt=2**31)
     runs_dir: PathText = key("runs", "folder of run folders", changes_result=False)
     task: Task = key(Task(), "what is to be learnt")
@@ -196,3 +249,4 @@ class Config(Group):
     trainer: Trainer = key(Trainer(), "the loop")
     resources: Resources = key(Resources(), "what the run asks of the machine", changes_result=False)
     cluster: Cluster = key(..., "the machine", changes_result=False)
+    tracking: Tracking = key(Tracking(), "where its metrics are shown besides its files", changes_result=False)

@@ -116,7 +116,9 @@ def choose_threshold(rows: Rows, rule: str, split: str = "val") -> Threshold:
 
 
 def predicted(rows: Rows, threshold: Threshold | None) -> Ints:
-    """(n,) the class that each case is called."""
+    """(n,) the class that each case is called: as its row says, else by `threshold`, else by its highest score."""
+    if rows.called is not None:
+        return rows.called
     if threshold is None or threshold.value is None or rows.classes != 2:
         return np.asarray(rows.scores.argmax(1), np.int64)
     return (rows.scores[:, 1] >= threshold.value).astype(np.int64)
@@ -178,16 +180,9 @@ def _macro_auc(rows: Rows, split: str) -> Estimate:
         return Estimate("macro_auc", split, None, None, None, n, "not defined: one class only")
     value = float(np.mean([auc(rows.label == k, rows.scores[:, k]) for k in present]))
 
-    def macro(weight: Ints) -> Floats:
-        each = np.stack([weighted_auc(weight, rows.label == k, rows.scores[:, k]) for k in present])
-        seen = ~np.isnan(each)  # a rare class may be missing from a resample
-        total = np.where(seen, each, 0).sum(0)
-        return np.asarray(np.divide(total, seen.sum(0), out=np.full(len(total), np.nan), where=seen.any(0)))
-
-    groups = _repeated(rows.patient)
-    unit = "cases" if groups is None else "patients"
-    interval = bootstrap(macro, np.array(rows.case) if groups is None else groups)
-    name, note = "bootstrap", _resampled(unit) + (f", {_independent(rows.patient)}" if groups is None else "")
+    groups, unit = units(rows)
+    interval = bootstrap(lambda w: weighted_macro_auc(w, rows), groups)
+    name, note = "bootstrap", _resampled(unit) + (f", {_independent(rows.patient)}" if unit == "cases" else "")
     if interval is None:  # all classes apart: as wide as the rarest class alone
         rarest = min(int((rows.label == k).sum()) for k in present)
         name, note, interval = (
@@ -197,6 +192,23 @@ def _macro_auc(rows: Rows, split: str) -> Estimate:
         )
     some = "" if len(present) == rows.classes else f"; {len(present)} of {rows.classes} classes occur"
     return Estimate("macro_auc", split, value, *interval, n, f"one class against the rest; {name}; {note}{some}")
+
+
+def weighted_macro_auc(weight: Ints, rows: Rows) -> Floats:
+    """The AUC that `estimates` tells first, of each resample: weights (b, n) -> (b,), NaN where it is not defined."""
+    if rows.classes == 2:
+        return weighted_auc(weight, rows.label == 1, rows.scores[:, 1])
+    present = [k for k in range(rows.classes) if 0 < int((rows.label == k).sum()) < len(rows.case)]
+    each = np.stack([weighted_auc(weight, rows.label == k, rows.scores[:, k]) for k in present])
+    seen = ~np.isnan(each)  # a rare class may be missing from a resample
+    total = np.where(seen, each, 0).sum(0)
+    return np.asarray(np.divide(total, seen.sum(0), out=np.full(len(total), np.nan), where=seen.any(0)))
+
+
+def units(rows: Rows) -> tuple[NDArray[np.str_], str]:
+    """What is drawn again, (n,), and its name: patients where one of them has several cases, else cases."""
+    groups = _repeated(rows.patient)
+    return (np.array(rows.case), "cases") if groups is None else (groups, "patients")
 
 
 def _repeated(patient: list[str] | None) -> NDArray[np.str_] | None:

@@ -91,6 +91,13 @@ def bootstrap(statistic: Callable[[Ints], Floats], groups: NDArray[np.str_]) -> 
         groups: (n,) the group of each case.
 
     Returns: the interval; None if no resample differs from another (there is nothing to learn from).
+    """
+    return percentile(resampled(statistic, groups))
+
+
+def resampled(statistic: Callable[[Ints], Floats], groups: NDArray[np.str_]) -> Floats:
+    """`statistic` of each resample, (RESAMPLES,) or (RESAMPLES, ...): the same draws for the same groups, so that values pair.
+
     Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; whole patients: Field and
     Welsh 2007, doi 10.1111/j.1467-9868.2007.00593.x.
     """
@@ -104,7 +111,11 @@ def bootstrap(statistic: Callable[[Ints], Floats], groups: NDArray[np.str_]) -> 
         drawn = rng.integers(size, size=(b, size)) + np.arange(b)[:, None] * size
         weight = np.bincount(drawn.ravel(), minlength=b * size).reshape(b, size)
         values.append(statistic(weight[:, group]))
-    value = np.concatenate(values)
+    return np.concatenate(values)
+
+
+def percentile(value: Floats) -> Interval | None:
+    """The middle 95 % of resampled values (b,), NaN left out; None if no value differs from another."""
     value = value[~np.isnan(value)]
     if not value.size or value.min() == value.max():
         return None

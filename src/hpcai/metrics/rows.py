@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcai.errors import DataError, RunError
+from hpcai.errors import DataError, HpcaiError, RunError
 from hpcai.rundir import RunDir, read_lines
 
 Floats = NDArray[np.float64]
@@ -30,6 +30,8 @@ class Rows:
         patient: n ids, or None where no patients are known.
         label: (n,) int64, the number of the true class; -1 where it is not known.
         scores: (n, K) float64, finite; each row sums to 1.
+        fold: (n,) int64, the fold that held the case out; None without cross-validation.
+        called: (n,) int64, the class that the case was called by the threshold of its fold; None without.
 
     Raises:
         DataError: there is no row.
@@ -40,6 +42,8 @@ class Rows:
     patient: list[str] | None
     label: Ints
     scores: Floats
+    fold: Ints | None = None
+    called: Ints | None = None
 
     def __post_init__(self) -> None:
         n = len(self.case)
@@ -67,11 +71,19 @@ class Rows:
         Raises:
             DataError: none is.
         """
-        keep = np.flatnonzero(self.label >= 0)
-        if keep.size == len(self.case):
-            return self
-        patient = None if self.patient is None else [self.patient[i] for i in keep]
-        return Rows([self.case[i] for i in keep], patient, self.label[keep], self.scores[keep])
+        keep = self.label >= 0
+        return self if keep.all() else self.where(keep)
+
+    def where(self, keep: Bools) -> Rows:
+        """The rows where `keep` (n,) is true.
+
+        Raises:
+            DataError: there is none.
+        """
+        i = np.flatnonzero(keep)
+        patient = None if self.patient is None else [self.patient[k] for k in i]
+        fold, called = (None if column is None else column[i] for column in (self.fold, self.called))
+        return Rows([self.case[k] for k in i], patient, self.label[i], self.scores[i], fold, called)
 
 
 def read_rows(run: RunDir, split: str) -> Rows:
@@ -95,7 +107,28 @@ def read_rows(run: RunDir, split: str) -> Rows:
         patient=patients_of(rows),
         label=np.array([-1 if row["label"] is None else row["label"] for row in rows], np.int64),
         scores=np.array([row["scores"] for row in rows], np.float64),
+        fold=_column(rows, "fold"),
+        called=_column(rows, "called"),
     )
+
+
+def rows_then(source: RunDir, split: str) -> Rows | None:
+    """The rows that another run wrote of `split`; None if it has none.
+
+    Raises:
+        RunError: they are damaged; names the run.
+    """
+    if not source.row_files(split):
+        return None
+    try:
+        return read_rows(source, split)
+    except HpcaiError as e:
+        raise RunError(f"run={source.path.name}: {e}") from e
+
+
+def _column(rows: Sequence[dict[str, Any]], name: str) -> Ints | None:
+    """A column of whole numbers that every row has; None if one lacks it."""
+    return np.array([row[name] for row in rows], np.int64) if rows and all(name in row for row in rows) else None
 
 
 def _shard(path: Path) -> list[dict[str, Any]]:
@@ -107,6 +140,7 @@ def _shard(path: Path) -> list[dict[str, Any]]:
             patient = row.get("patient")
             fits = isinstance(case, str) and (patient is None or isinstance(patient, str))
             fits = fits and (label is None or type(label) is int)
+            fits = fits and all(type(row.get(name, 0)) is int for name in ("fold", "called"))
             if not (fits and scores and all(type(s) in (int, float) for s in scores)):
                 raise TypeError
             rows.append(row)

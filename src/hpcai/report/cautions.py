@@ -59,8 +59,12 @@ def _prevalence(folder: Folder) -> Iterator[str]:
 
 
 def _threshold(folder: Folder) -> Iterator[str]:
-    if folder.threshold is None and folder.labelled and len(folder.labels) == 2:
+    if not folder.labelled or len(folder.labels) != 2 or any(rows.called is not None for rows in folder.labelled.values()):
+        return
+    if folder.threshold is None:
         yield "No threshold was chosen: a case is called by its higher score."
+    elif folder.threshold.value is None:
+        yield f"No threshold was chosen ({folder.threshold.rule.partition(':')[0]}): a case is called by its higher score."
 
 
 def _patients(folder: Folder) -> Iterator[str]:

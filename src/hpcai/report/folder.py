@@ -28,7 +28,8 @@ class Folder:
     plan: Json
     environment: Json
     data: Json
-    split: Json  # counts, classes, duplicates, patients
+    split: Json  # counts, classes, duplicates, patients; of a cross-validation its runs
+    together: Json  # of an ensemble: its members, and what it gained
     threshold: Threshold | None
     metrics: list[Json]
     lives: list[list[Json]]  # a life's records, all ranks, in order of time
@@ -37,7 +38,7 @@ class Folder:
 
     @property
     def job(self) -> str:
-        """train, evaluate or predict."""
+        """train, evaluate, predict or gather."""
         return str(self.config.get("job", "train"))
 
     @property
@@ -75,7 +76,8 @@ def read_folder(run: RunDir) -> Folder:
         plan=plan,
         environment=_json(run.environment),
         data=_json(run.data),
-        split={key: split[key] for key in ("by", "counts", "classes", "duplicates", "patients") if key in split},
+        split={key: split[key] for key in ("by", "counts", "classes", "duplicates", "patients", "runs") if key in split},
+        together=_json(run.together),
         threshold=_threshold(_json(run.threshold)),
         metrics=_lines(run.metrics),
         lives=_lives(run),

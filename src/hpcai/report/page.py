@@ -10,7 +10,7 @@ import numpy as np
 from hpcai.metrics.classification import predicted, roc
 from hpcai.report import charts
 from hpcai.report.folder import Folder, Json
-from hpcai.report.words import duration, moment, named, number, percent, place, size
+from hpcai.report.words import duration, moment, named, number, percent, place, signed, size
 
 HERE = Path(__file__).parent
 MATRIX = 20  # classes up to which the matrix is drawn; report.json has it at any size
@@ -30,7 +30,7 @@ def render(folder: Folder, report: Json) -> str:
     )
     lows = [e["low"] for e in report["estimates"] if e["low"] is not None]
     floor = min(0.9, math.floor(10 * min(lows, default=0)) / 10)  # where the drawn intervals begin
-    environment.filters |= {"number": number, "percent": percent, "size": size, "place": place}
+    environment.filters |= {"number": number, "percent": percent, "size": size, "place": place, "signed": signed}
     environment.filters["along"] = lambda x: f"{(x - floor) / (1 - floor):.4f}"
     return environment.get_template("report.html.j2").render(
         css=Markup((HERE / "report.css").read_text(encoding="utf-8")),

@@ -7,14 +7,14 @@ import math
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 
 import numpy as np
 
 from hpcai.metrics.classification import confusion, estimates
 from hpcai.report.cautions import cautions
 from hpcai.report.folder import Folder, Json
-from hpcai.report.words import named, number, place
+from hpcai.report.words import named, number, place, signed
 from hpcai.rundir import VERSION
 
 
@@ -39,6 +39,8 @@ def summarize(folder: Folder) -> Json:
         "cost": _cost(folder),
         "provenance": _provenance(folder),
     }
+    report |= {"together": folder.together} if folder.together else {}
+    report |= {"folds": _folds(folder), "spread": _spread(_folds(folder))} if folder.job == "gather" else {}
     return report | {"answer": _answer(folder, report)}
 
 
@@ -46,7 +48,11 @@ def _question(folder: Folder) -> str:
     model, data = folder.config.get("model", {}), folder.config.get("data", {})
     what, labels = data.get("name") or "the given data", folder.labels
     apart = f"{labels[1]} from {labels[0]}" if len(labels) == 2 else f"{len(labels)} classes apart"
-    origin = Path(str(folder.config.get("from_run") or "?")).name
+    named = folder.config.get("from_run") or "?"
+    origin = f"the mean of {len(named)} runs" if isinstance(named, list) else Path(str(named)).name
+    if folder.job == "gather":
+        folds = len(folder.split.get("runs", []))
+        return f"How well does {model.get('name', 'the model')}, cross-validated in {folds} folds of {what}, tell {apart}?"
     if folder.job == "evaluate":
         return f"How well does {origin} tell {apart} on {what}?"
     if folder.job == "predict":
@@ -58,7 +64,7 @@ def _answer(folder: Folder, report: Json) -> str:
     if folder.job == "predict":
         scored = sum(len(rows.case) for rows in folder.rows.values())
         failed = f", {folder.failed:,} could not be read" if folder.failed else ""
-        return f"{scored:,} cases scored{failed}."
+        return f"{scored:,} cases scored{failed}.{_gained(report)}"
     if not report["estimates"]:
         return "No scores: the run did not come so far."
     first = report["estimates"][0]
@@ -66,7 +72,40 @@ def _answer(folder: Folder, report: Json) -> str:
     if first["value"] is None:
         return f"{name} on {first['n']:,} {place(first['split'])} cases is {first['method']}."
     interval = f"95 % interval {number(first['low'])} to {number(first['high'])}"
-    return f"{name} {number(first['value'])} ({interval}) on {first['n']:,} {place(first['split'])} cases."
+    return f"{name} {number(first['value'])} ({interval}) on {first['n']:,} {place(first['split'])} cases.{_gained(report)}"
+
+
+def _gained(report: Json) -> str:
+    """What an ensemble gained over the mean of its members, as a sentence after another."""
+    gain = next(iter(report.get("together", {}).get("gain", [])), None)
+    if gain is None:
+        return ""
+    interval = "" if gain["low"] is None else f" (95 % interval {signed(gain['low'])} to {signed(gain['high'])})"
+    cases = f"{gain['n']:,} {place(gain['split'])} cases"
+    return f" Against one run the mean gained {signed(gain['value'])} in AUC{interval}, on {cases}."
+
+
+def _folds(folder: Folder) -> list[Json]:
+    """Each fold of a cross-validation: its run, threshold and estimates on the cases that it held out."""
+    found = []
+    for run in folder.split.get("runs", []):
+        for rows in folder.labelled.values():
+            here = None if rows.fold is None else rows.fold == run["fold"]
+            if here is not None and here.any():
+                found.append(run | {"n": int(here.sum()), "estimates": [
+                    asdict(e) for e in estimates(rows.where(here), "oof", folder.threshold)
+                ]})  # fmt: skip
+    return found
+
+
+def _spread(folds: list[Json]) -> list[Json]:
+    """Of each measure the mean and standard deviation over the folds where it is defined, and their number."""
+    found = []
+    for k, first in enumerate(folds[0]["estimates"] if folds else []):
+        values = [v for fold in folds if (v := fold["estimates"][k]["value"]) is not None]
+        mean, sd = (fmean(values) if values else None), (stdev(values) if len(values) > 1 else None)
+        found.append({"name": first["name"], "mean": mean, "sd": sd, "folds": len(values)})
+    return found
 
 
 def _splits(folder: Folder) -> Json:

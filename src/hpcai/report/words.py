@@ -17,6 +17,14 @@ def number(x: float | None) -> str:
     return "< 0.000001" if x < 0.5 else "> 0.999999"
 
 
+def signed(x: float | None) -> str:
+    """A difference `x` in [-1, 1] with its sign and three decimals, more where it would read as 0 and is not."""
+    if x is None:
+        return "–"
+    digits = next((d for d in (3, 4, 5, 6) if float(f"{x:.{d}f}")), 3)
+    return f"{x:+.{digits}f}".replace("-", "−") if float(f"{x:.{digits}f}") else f"{0:.{digits}f}"
+
+
 def percent(x: float) -> str:
     """`x` in [0, 1] as 74.2 %, with a space that does not break."""
     return f"{100 * x:.1f}\N{NO-BREAK SPACE}%"
@@ -24,7 +32,7 @@ def percent(x: float) -> str:
 
 def place(split: str) -> str:
     """The name of a split."""
-    return {"val": "validation", "train": "training", "predict": "predicted"}.get(split, split)
+    return {"val": "validation", "train": "training", "predict": "predicted", "oof": "out-of-fold"}.get(split, split)
 
 
 def named(estimate: Mapping[str, Any], labels: list[str]) -> str:

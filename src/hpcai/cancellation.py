@@ -1,0 +1,169 @@
+"""`hpcai cancel NAME ...`: SIGTERM to the process that holds a run, from any shell of its host; its checkpoint is awaited.
+
+A process is known by pid and start (lease.is_here), so a pid that was used again gets no signal. A sweep's driver stops its
+members itself; members that have outlived their driver, and ranks that have outlived their controller, are asked one by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpcai import lease, rundir, runs, submit
+from hpcai.arguments import Words
+from hpcai.errors import Faults, HpcaiError, OwnedError, PlanError, one_line
+from hpcai.lease import RunState
+from hpcai.rundir import RunDir
+from hpcai.runs import DAMAGED
+from hpcai.status import found, members_of
+from hpcai.verbs import ENDED, ending, exit_code, facts, shown
+from hpcai.watch import AGAIN_S, POLL_S
+
+BEGIN_S = 120.0  # a rank that has not begun by then will not: its launch is ended without a checkpoint, for there is none
+HELP = """\
+Stops runs and sweeps between two steps, with a checkpoint; hpcai resume goes on from it. Waits until they have ended."""
+
+
+def main(argv: list[str]) -> int:
+    """`hpcai cancel NAME ... [--no-wait]`; returns the exit code.
+
+    Raises: ConfigError for an unknown name; PlanError for a run of another host, OwnedError for one of another user, when the
+    others have been stopped.
+    """
+    words = Words("cancel", "NAME ...", HELP)
+    words.add_argument("--no-wait", action="store_true", help="come back when they were asked")
+    options = words.read(argv, least=1)
+    if options is None:
+        return 0
+    targets = found(options.names, options.runs_dir)
+    idle = [target for target in targets if not holders(target)]
+    faults = {target.path: fault for target in idle if (fault := _unknown_process(target))}
+    faults |= stop(targets, wait=not options.no_wait)
+    codes = []
+    for target in targets:
+        state = runs.state_of(target)
+        codes.append(0 if target in idle or options.no_wait else _code(state))
+        if not options.json and target.path not in faults:
+            print(_told(target, state, idle=target in idle, asked=options.no_wait))
+    if options.json:
+        print(json.dumps(facts(targets), indent=1))
+    if faults:
+        raise Faults(list(faults.values()))
+    return min((code for code in codes if code), default=0)
+
+
+def _told(target: RunDir, state: RunState, *, idle: bool, asked: bool) -> str:
+    name = one_line(target.path.name, 120)
+    if idle:
+        return f"{name}: nothing to cancel, it is {'not started' if state.state == 'new' else state.state}"
+    if asked and state.state not in ENDED:
+        return f"{name}: asked to stop"
+    if state.state == "lost" and state.step is None:
+        done = "its driver is gone, its members have ended" if runs.is_sweep(target.path) else "stopped before its first step"
+        return f"{name}: {done}"
+    return ending(target, state)
+
+
+def _code(state: RunState) -> int:
+    """0 if it stopped, or was through before it was asked; else how it ended instead."""
+    return 0 if state.state in ("stopped", "completed") or (state.state == "lost" and state.step is None) else exit_code(state)
+
+
+def stop(targets: Sequence[RunDir], *, wait: bool) -> dict[Path, HpcaiError]:
+    """Asks all of them, again and again as a rank may not have been ready, until they have ended (or once, without `wait`).
+
+    Returns why some are out of reach, by folder.
+    """
+    faults: dict[Path, HpcaiError] = {}
+    sent: dict[Path, float] = {}
+    while todo := [run for target in targets for run in holders(target) if run.path not in faults]:
+        for run in todo:
+            if fault := _out_of_reach(run):
+                faults[run.path] = fault
+            elif time.monotonic() - sent.get(run.path, -AGAIN_S) >= AGAIN_S and ask(run):
+                sent[run.path] = time.monotonic()
+        if not wait and all(run.path in sent or run.path in faults for run in todo):
+            break
+        time.sleep(POLL_S)
+    return faults
+
+
+def holders(target: RunDir) -> list[RunDir]:
+    """Who is to be asked: a run or a sweep's driver itself; members that run without their driver; nobody."""
+    if runs.state_of(target).state not in ENDED:
+        return [target]
+    return [member for member in members_of(target.path) if runs.state_of(member).state not in ENDED]
+
+
+def ask(run: RunDir) -> bool:
+    """One SIGTERM to the owner, once every rank can answer it; to the ranks that are left where the owner is gone.
+
+    Says whether one was sent.
+    """
+    life = lease.last_life(run)
+    try:
+        owner = rundir.read_json(lease.life_dir(run, life) / "owner.json")
+        if submit.ask_to_stop(run, life, owner["ranks"]):
+            return True
+        late = time.time() - owner["time"] > BEGIN_S
+        return any([_signal(who) for who in ([owner] if late else []) or _orphans(run, life, owner)])
+    except DAMAGED:
+        return False
+
+
+def _orphans(run: RunDir, life: int, owner: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The ranks that live on without their owner."""
+    if not lease.is_here(owner):
+        for told in lease.outline(run, life).values():
+            if not any(record["event"] == "end" for record in told):
+                yield from (record for record in told if record["event"] == "begin")
+
+
+def _signal(who: Mapping[str, Any]) -> bool:
+    if lease.is_here(who):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(who["pid"], signal.SIGTERM)
+            return True
+    return False
+
+
+def _processes(run: RunDir) -> list[Mapping[str, Any]]:
+    """Owner and begun ranks of the newest life, dead or alive; none where the records are damaged."""
+    life = lease.last_life(run)
+    try:
+        owner = rundir.read_json(lease.life_dir(run, life) / "owner.json")
+        begun = [r for told in lease.outline(run, life).values() for r in told if r["event"] == "begin"]
+        return [who for who in (owner, *begun) if who["host"] and who["pid"]]
+    except DAMAGED:
+        return []
+
+
+def _out_of_reach(run: RunDir) -> HpcaiError | None:
+    """Why it cannot be stopped from here, if so: it runs on another host, or as another user."""
+    there = _processes(run)
+    name = one_line(run.path.name, 120)
+    try:
+        for who in there:
+            if lease.is_here(who):
+                os.kill(who["pid"], 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return OwnedError(f"{shown(run)}: process {who['pid']} is another user's. Ask them to type hpcai cancel {name}.")
+    here = lease.me()["host"]
+    if there and all(who["host"] != here for who in there):
+        return PlanError(f"{shown(run)}: runs on {one_line(str(there[0]['host']), 80)}. Type hpcai cancel {name} there.")
+    return None
+
+
+def _unknown_process(target: RunDir) -> HpcaiError | None:
+    """A run whose records are damaged may run: that is no success."""
+    if runs.state_of(target).state != "unreadable":
+        return None
+    return PlanError(f"{shown(target)}: its records in lives/ are damaged, so its process is not known. Stop it by hand.")

@@ -1,0 +1,375 @@
+"""One command, many runs: `-m`, a pipeline, what depends on a run.   words -> entries -> queue -> ranking
+
+Each member is a run of its own, found by its identity: the same command again starts what is missing or failed, no more.
+The sweep's folder holds members.json, results.json, the frozen code, and lives/ as a run has them: one driver at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hpcai import lease, runs, search, standings, submit
+from hpcai.config import space
+from hpcai.config.check import examine, with_faults_of_plan
+from hpcai.config.compose import Memory
+from hpcai.config.grid import Point, expand
+from hpcai.config.schema import Config
+from hpcai.driver import Driver, Options, Work, report
+from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, RunError, one_line
+from hpcai.plan import make_plan
+from hpcai.queue import ACTIVE, Entry, Source
+from hpcai.rundir import RunDir
+from hpcai.runs import Member, Sweep
+from hpcai.standings import Outcome
+from hpcai.submit import Frozen
+from hpcai.trials import Trials
+
+GONE_ON = ("stopped", "failed", "lost")  # a run that began and can go on
+
+
+# --- words -> entries
+
+
+def plan_members(words: list[str], options: Options) -> list[Entry]:
+    """Every member composed, checked and planned, those that gather folds last.
+
+    Raises: Faults with everything that is wrong with any of them.
+    """
+    faults: list[HpcaiError] = []
+    entries: list[Entry] = []
+    memory = Memory()
+    for point in expand(words, options.config_dir, memory):
+        config, found = examine(point.words, options.config_dir, memory)
+        if config is not None:
+            try:
+                entries += _chain(config, point, anew=options.anew)
+            except HpcaiError as e:
+                found = with_faults_of_plan(found, e.members)
+        faults += found
+    if not faults:
+        faults += _twins(entries)
+    if faults:
+        raise Faults(list({str(fault): fault for fault in faults}.values()))
+    return [*entries, *_gathers(entries, anew=options.anew)]
+
+
+def _chain(config: Config, point: Point, *, anew: bool) -> Iterator[Entry]:
+    """One member, or those of its pipeline: each job after the first reads the run that the first one leaves."""
+    jobs: list[str] = [*config.pipeline] or [config.job]
+    needs = tuple(str(run.path) for run in _depends(config))
+    first: Entry | None = None
+    for job in jobs:
+        update: dict[str, Any] = {"job": job, "pipeline": []} | ({"from_run": first.plan.run_dir} if first else {})
+        label = f"{job} {point.label}".strip() if len(jobs) > 1 else point.label
+        group = f"{job} {point.group}".strip() if len(jobs) > 1 else point.group
+        entry = _entry(config.model_copy(update=update), label, group, needs, anew=anew)
+        yield entry
+        first, needs = first or entry, (entry.plan.run_dir,)
+
+
+def _entry(config: Config, label: str, group: str, needs: tuple[str, ...], *, anew: bool) -> Entry:
+    plan, config, files = make_plan(config, anew=anew, pending=bool(needs))
+    return Entry(Member(plan.run_id, plan.run_dir, label, group, plan.job, needs), config, plan, files)
+
+
+def _depends(config: Config) -> list[RunDir]:
+    """The runs that must be completed first.
+
+    Raises: ConfigError for an unknown name.
+    """
+    names = [config.depends_on] if isinstance(config.depends_on, str) else config.depends_on or []
+    return [runs.find(name, Path(config.runs_dir), what="depends_on") for name in names]
+
+
+def _twins(entries: Sequence[Entry]) -> Iterator[HpcaiError]:
+    seen: dict[str, Entry] = {}
+    for entry in entries:
+        twin = seen.setdefault(entry.plan.run_dir, entry)
+        if twin is not entry:
+            yield ConfigError(
+                f"{entry.member.label or entry.member.job}: is the same run as {twin.member.label or 'another member'} "
+                f"({entry.plan.run_id}): they differ in nothing that changes the result. Leave one out."
+            )
+
+
+def _gathers(entries: Sequence[Entry], *, anew: bool) -> Iterator[Entry]:
+    """One job=gather for each whole set of folds: members that are alike but for data.split.fold."""
+    sets: dict[str, list[Entry]] = {}
+    for entry in entries:
+        split = entry.config.data.split
+        if entry.plan.job == "train" and split.by == "kfold":
+            alike = entry.config.model_dump()
+            del alike["data"]["split"]["fold"]
+            sets.setdefault(json.dumps(alike, sort_keys=True), []).append(entry)
+    for folds in sets.values():
+        first = folds[0]
+        if sorted(e.config.data.split.fold for e in folds) == list(range(first.config.data.split.folds)):
+            names = [e.plan.run_dir for e in folds]
+            config = first.config.model_copy(update={"job": "gather", "from_run": names, "depends_on": None})
+            label, group = (
+                " ".join(["gather", *(w for w in text.split(" ") if w and not w.startswith("data.split.fold="))])
+                for text in (first.member.label, first.member.group)
+            )
+            yield _entry(config, label, group, tuple(names), anew=anew)
+
+
+# --- the members as the queue's source
+
+
+@dataclass
+class Members(Work, Source):
+    """Members in their order; one that needs runs waits for them, and is cancelled where one of them will not come."""
+
+    sweep: Sweep
+    left: list[Entry]
+    ends: dict[str, lease.RunState] = field(default_factory=dict)  # by run_dir
+    cancelled: dict[str, str] = field(default_factory=dict)  # run_id -> why
+    elsewhere: bool = False  # whether the last look found a member that waits for a run of another command
+
+    def next(self) -> Entry | None:
+        """The first that is ready; those that can no longer be are cancelled on the way."""
+        self.elsewhere = False
+        for entry in list(self.left):
+            verdict = self._blocked(entry)
+            if verdict == "wait":
+                continue
+            self.left.remove(entry)
+            if verdict:
+                self.cancelled[entry.plan.run_id] = verdict
+                return self.next()  # who needs this one cannot start either
+            if state := _completed(entry):
+                self.ended(entry, state)
+                return self.next()
+            try:
+                return self._planned_anew(entry) if entry.member.needs else entry
+            except HpcaiError as e:
+                self.ended(entry, lease.RunState("failed", 0, e.code, e.lines[0]))
+                return self.next()
+        return None
+
+    def _blocked(self, entry: Entry) -> str:
+        """Empty if it can start, `wait`, or why it never will."""
+        ours = {e.plan.run_dir for e in self.left}
+        for need in entry.member.needs:
+            name = Path(need).name
+            if name in self.cancelled:
+                return f"cancelled: needs {name}, which was cancelled."
+            if need in ours:
+                return "wait"
+            state = self.ends.get(need) or runs.state_of(RunDir(Path(need)))
+            if state.state in ACTIVE:
+                self.elsewhere = True
+                return "wait"
+            if state.state != "completed":
+                word = {"new": "never began", "lost": "was lost", "stopped": "was stopped"}.get(state.state, state.state)
+                return f"cancelled: needs {name}, which {word}."
+        return ""
+
+    def _planned_anew(self, entry: Entry) -> Entry:
+        """With what the runs that it needed have left: labels, image size, the model's digest."""
+        config = entry.config
+        if entry.plan.from_run:
+            names = entry.member.needs if entry.plan.job == "gather" else config.from_run
+            config = config.model_copy(update={"from_run": list(names) if isinstance(names, tuple) else names})
+        plan, config, files = make_plan(config)
+        if plan.run_id != entry.plan.run_id:
+            raise PlanError(f"run={entry.plan.run_id}: what it needed has become another run. Start the same command again.")
+        return replace(entry, config=config, plan=plan, files=files)
+
+    def ended(self, entry: Entry, state: lease.RunState) -> None:
+        """Noted, for those that need it."""
+        self.ends[entry.plan.run_dir] = state
+
+    def prune(self, running: Sequence[Entry]) -> Sequence[Entry]:
+        """None."""
+        return ()
+
+    def waiting(self) -> bool:
+        """For a run of another command."""
+        return self.elsewhere
+
+    def open(self) -> Members:
+        """Itself: all are known."""
+        return self
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of each; one that could not even start has no records of its own."""
+        told = standings.outcomes(self.sweep.members, self.cancelled)
+        for at, outcome in enumerate(told):
+            state = self.ends.get(outcome.member.run_dir)
+            if state and state.state in ("failed", "unreadable") and outcome.state != state.state:
+                told[at] = replace(outcome, state="failed", code=state.code or 5, message=state.message)
+        return told
+
+
+def _completed(entry: Entry) -> lease.RunState | None:
+    state = runs.state_of(entry.dir)
+    return state if state.state == "completed" else None
+
+
+# --- one command
+
+
+def run_grid(words: list[str], options: Options) -> int:
+    """`-m`: every member, at once as many as fit; the exit code is the lowest of those that failed.
+
+    Raises: Faults before anything starts; OwnedError if another driver has the sweep.
+    """
+    entries = plan_members(words, options)
+    for entry in entries:
+        submit.check_identity(entry.dir, entry.plan)
+    now = Frozen(submit.PACKAGE, {"code_sha256": submit.code_digest(), "versions": submit.versions()})
+    states = {e.plan.run_id: runs.state_of(e.dir).state for e in entries}
+    changed = [
+        fault
+        for e in entries
+        if states[e.plan.run_id] in GONE_ON and e.dir.plan.is_file()
+        for fault in submit.differences(e.dir, e.plan, e.files, now)
+    ]
+    if changed:
+        raise Faults(changed)
+    sweep = _sweep(words, entries, options)
+    done = sum(state == "completed" for state in states.values())
+    print(_describe(sweep, entries, done), flush=True)
+    for warning in dict.fromkeys(w for e in entries for w in e.plan.warnings):
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.dry_run:
+        for e in entries:
+            print(one_line(f"  {e.plan.run_id}  {states[e.plan.run_id]:<9}  {e.member.label or e.member.job}", 200))
+        return 0
+    if done == len(entries) and (sweep.path / "results.json").is_file():
+        return report(sweep, standings.outcomes(sweep.members), options)
+    return Driver(Members(sweep, list(entries)), options).run([e.plan.job for e in entries])
+
+
+def _sweep(words: list[str], entries: Sequence[Entry], options: Options) -> Sweep:
+    """What members.json will say.
+
+    Raises: PlanError if a sweep of other members lies in its place.
+    """
+    members = [e.member for e in entries]
+    names = {e.config.name for e in entries}
+    name = names.pop() if len(names) == 1 else "sweep"
+    chained = any(e.member.needs and e.plan.job != "gather" for e in entries)
+    folder = sweep_folder(Path(entries[0].plan.run_dir).parent, name, [m.run_dir for m in members])
+    where = str(options.config_dir.absolute()) if options.config_dir else None
+    sweep = Sweep(folder.name, name, folder, words, where, "pipeline" if chained else "sweep", members)
+    if runs.is_sweep(folder):
+        with suppress(PlanError):  # a damaged one is written anew: its members tell themselves what they are
+            if {m.run_id for m in runs.read_sweep(folder).members} != {m.run_id for m in members}:
+                raise Faults([PlanError(f"sweep={folder.name}: its folder holds other members. Move it away, or --anew.")])
+    return sweep
+
+
+def sweep_folder(runs_dir: Path, name: str, identity: object) -> Path:
+    """Where a sweep of this identity lies."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return runs_dir / runs.SWEEPS / f"{name}-{digest[:8]}"
+
+
+def _describe(sweep: Sweep, entries: Sequence[Entry], done: int) -> str:
+    jobs = {job: sum(m.job == job for m in sweep.members) for job in dict.fromkeys(m.job for m in sweep.members)}
+    said = ", ".join(f"{n} {job}" for job, n in jobs.items())
+    many = f"{len(entries)} runs ({said})" if len(entries) > 1 else f"1 run ({next(iter(jobs))})"
+    finished = f", {done} finished" if done else ""
+    parts = [f"plan  {sweep.id}", f"{many}{finished}", f"folder: {sweep.path}"]
+    return one_line("  ".join(parts), 1000)
+
+
+# --- a search
+
+
+def run_search(words: list[str], spec: str, options: Options) -> int:
+    """`-m --search trials=N`: as many trials at once as fit, each asked for when there is room for it.
+
+    Raises: Faults before anything starts; OwnedError if another driver has the search.
+    """
+    settings = search.parse_options(spec)
+    if why := search.missing():
+        raise ConfigError(why)
+    fixed, dimensions = space.split(words, options.config_dir)
+    memory = Memory()
+
+    def make(more: list[str], label: str) -> Entry:
+        config, faults = examine([*fixed, *more], options.config_dir, memory)
+        if faults or config is None:
+            raise Faults(faults)
+        return _entry(config, label, label, (), anew=options.anew)
+
+    example = dimensions.words(dimensions.example())
+    config, faults = examine([*fixed, *example], options.config_dir, memory)
+    if config is not None:
+        faults += [ConfigError(line) for line in _unsearchable(config, dimensions)]
+    if faults:
+        raise Faults(faults)
+    first = make(example, "")  # what is wrong with the machine or the data is said before anything begins
+    settled = {"words": sorted(fixed), "space": dimensions.to_json(), **asdict(settings), "trials": None}
+    folder = sweep_folder(Path(first.plan.run_dir).parent, first.config.name, settled)
+    known = runs.read_sweep(folder).members if runs.is_sweep(folder) else []
+    where = str(options.config_dir.absolute()) if options.config_dir else None
+    sweep = Sweep(folder.name, first.config.name, folder, words, where, "search", known, asdict(settings))
+    print(
+        one_line(f"plan  {sweep.id}  search: {settings.trials} trials, {len(known)} begun  folder: {folder}", 1000), flush=True
+    )
+    if options.dry_run:
+        print(f"  such as: {one_line(' '.join(example), 200)}")
+        return 0
+    work = Hunt(sweep, dimensions, settings, make)
+    code = Driver(work, replace(options, total=settings.trials)).run([first.plan.job])
+    if work.trials and (best := work.trials.search.best()):
+        print(one_line(f"best: {' '.join(best.words)}  (one seed; try it with -m seed=0,1,2)", 500))
+    return code or (RunError.code if work.trials and work.trials.faults else 0)
+
+
+@dataclass
+class Hunt(Work):
+    """A search as the driver sees it; its journal is opened when the sweep is ours."""
+
+    sweep: Sweep
+    dimensions: space.Space
+    settings: search.Options
+    make: Callable[[list[str], str], Entry]
+    trials: Trials | None = None
+
+    def open(self) -> Trials:
+        """The trials that are left, and new ones."""
+        found = search.Search.open(self.sweep.path, self.dimensions, self.settings, maximize=True)
+        self.trials = Trials(found, self.make, self._note, self.sweep.members)
+        return self.trials
+
+    def _note(self, members: list[Member]) -> None:
+        self.sweep = replace(self.sweep, members=members)
+        runs.write_sweep(self.sweep)
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of each; one that was stopped because it fell behind is no fault."""
+        assert self.trials is not None
+        pruned = {t.run_id for t in self.trials.search.trials() if t.state == "pruned"}
+        for line in self.trials.faults:
+            print(line, file=sys.stderr)
+        return [
+            replace(o, state="pruned", code=0) if o.member.run_id in pruned and o.state == "stopped" else o
+            for o in standings.outcomes(self.sweep.members)
+        ]
+
+
+def _unsearchable(config: Config, dimensions: space.Space) -> Iterator[str]:
+    """What a search cannot vary: it compares trainings on one validation set."""
+    for key in dimensions.dimensions:
+        if key.lstrip("+").startswith("data.split."):
+            yield f"{key}: a search judges every trial by the same validation cases. Leave it out."
+    if config.job != "train":
+        yield f"job={config.job}: a search compares trainings by their validation. Leave it out."
+    if config.pipeline:
+        yield "pipeline: a search trains alone. Leave it out, and run it with the best values."
+    if config.task.select != "auc":
+        yield f"task.select={config.task.select}: a search compares validation AUC. Leave it out."
+    if config.depends_on:
+        yield "depends_on: a search waits for nothing. Leave it out."
