@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 
@@ -27,6 +28,10 @@ from hpcai import lease
 from hpcai.rundir import RunDir
 
 TIMEOUT_S = 90.0
+# A gate says the same of the same code: property tests draw the same examples each time. HYPOTHESIS_PROFILE=explore draws anew.
+hypothesis.settings.register_profile("gate", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 HERE = Path(__file__).parent
 
 

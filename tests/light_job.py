@@ -1,8 +1,8 @@
 """Stands in for jobs/*.py where a test is about the launcher, not about learning: the same manners, no torch, milliseconds.
 
 Counts to `trainer.max_steps`, keeps its count in a file, stops between two steps, leaves an answer. HPCAI_TEST says what else:
-`step_s` seconds a step, `fail` what to raise, `rank` on which rank, `at` at which step, `seed` in which run alone; `curve`: notes a
-validation AUC a step, which `trainer.lr` decides.
+`step_s` seconds a step, `fail` what to raise, `rank` on which rank, `at` at which step, `seed` in which run alone; `curve`:
+notes a validation AUC a step, which `trainer.lr` decides.
 """
 
 from __future__ import annotations

@@ -376,3 +376,12 @@ def test_a_checkpoint_reads_back_as_json_that_is_json(tmp_path: Path) -> None:
     saved_at(context, {10})
     facts = rundir.read_json(context.dir.checkpoints / "step-00000010.json")
     assert facts["progress"]["step"] == facts["step"] == 10
+
+
+def test_equal_tensors_are_equal_bytes_in_whatever_order_they_come(tmp_path: Path) -> None:
+    """A run that goes on reads its state in the file's order: its model's digest must be that of the undisturbed run."""
+    tensors = {name: torch.arange(6.0) * i for i, name in enumerate(("model/a", "optimizer/10/x", "optimizer/2/x", "rng"))}
+    one = write_checkpoint(tmp_path / "step-00000001", tensors, {"step": 1})
+    other = write_checkpoint(tmp_path / "step-00000002", dict(reversed(tensors.items())), {"step": 2})
+    assert one == other
+    assert (tmp_path / "step-00000001.safetensors").read_bytes() == (tmp_path / "step-00000002.safetensors").read_bytes()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,6 +126,24 @@ def test_a_shuffle_holds_what_hydras_holds_and_is_the_same_each_time() -> None:
     assert [p.words[0] for p in first[::6]] != [f"a={i}" for i in range(50)]
 
 
+def loses(word: str) -> bool:
+    """Whether Hydra reads another text than it wrote: the two quotes of choice("''") come back as no text at all."""
+    parser = OverridesParser.create()
+    value = parser.parse_override(word).value()
+    if not isinstance(value, ChoiceSweep):
+        return False
+    texts = [v for v in value.list if isinstance(v, str) and set(v) & set("'\"")]
+    try:
+        return any(parser.parse_override(f"a={text}").value() != text for text in texts)
+    except HydraException:
+        return True
+
+
+def test_a_value_of_quotes_alone_keeps_them() -> None:
+    (point,) = expand([r"a=choice('\'\'')"])
+    assert OverridesParser.create().parse_override(point.words[0]).value() == "''"
+
+
 KEYS = st.sampled_from(["a", "b", "seed", "trainer.lr", "+c", "++d.e", "~f"])
 ELEMENT = st.one_of(
     st.integers(-99, 99).map(str), st.floats(allow_nan=False).map(str), st.sampled_from(["x", "null", "true", "a b", "'q,r'", '"s\'t"', r"u\,v", r"w\\x"]),
@@ -150,6 +169,8 @@ def test_whatever_hydra_expands_expands_alike_or_is_refused_for_a_stated_reason(
     try:
         read = [[meant(word) for word in member] for member in theirs]
     except HydraException:  # choice("it's"): Hydra cannot read what it wrote
+        return
+    if any(loses(word) for word in words):
         return
     different = len({str(member) for member in read})
     try:

@@ -74,10 +74,15 @@ def test_trials_that_fail_are_named_and_give_the_exit_code(launch: Launcher) -> 
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("pipeline=[train,evaluate]", "pipeline"), ("job=predict", "job=predict"),
-        ("data.split.fold=range(0,5)", "data.split.fold"), ("seed=0,1,2", "seed"), ("trainer.lr=interval(1,1)", "trainer.lr"), ("trainer.lrr=interval(1,2)", "trainer.lrr"),
+        ("pipeline=[train,evaluate]", "pipeline"),
+        ("job=predict", "job=predict"),
+        ("data.split.fold=range(0,5)", "data.split.fold"),
+        ("seed=0,1,2", "seed"),
+        ("task.select=loss", "task.select"),
+        ("trainer.lr=interval(1,1)", "trainer.lr"),
+        ("trainer.lrr=interval(1,2)", "trainer.lrr"),
     ],
-)  # fmt: skip
+)
 def test_what_a_search_cannot_do_is_refused_before_anything_begins(launch: Launcher, word: str, said: str) -> None:
     given = [w for w in words(3) if w.partition("=")[0] != word.partition("=")[0]]
     done = launch(*given, word)

@@ -126,8 +126,8 @@ def _group(label: str, members: list[Outcome]) -> Group | None:
 
 
 def exit_code(found: Sequence[Outcome]) -> int:
-    """0 if all are completed or pruned; else the lowest code of those that failed, 1 without one; else the highest of the stops;
-    3 where members were cancelled and nothing else went wrong: what they needed did not end well."""
+    """0 if all are completed or pruned; else the lowest code of those that failed, 1 without one; else the highest of the
+    stops; 3 where members were cancelled and nothing else went wrong: what they needed did not end well."""
     bad = {o.state for o in found if o.state not in FINE}
     codes = [o.code for o in found if o.state not in FINE and o.code]
     if failed := [code for code in codes if code < 128]:

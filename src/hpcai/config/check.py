@@ -244,7 +244,7 @@ def _pipeline(cfg: Config) -> Iterator[str]:
         return
     shown = f"pipeline={_shown(cfg.pipeline)}"
     if cfg.pipeline[0] != "train":
-        yield f"{shown}: must begin with train, whose run the others read. For a run that exists: job={cfg.pipeline[0]} from_run=RUN."
+        yield f"{shown}: must begin with train, whose run the others read. If it exists: job={cfg.pipeline[0]} from_run=RUN."
     if len(set(cfg.pipeline)) < len(cfg.pipeline):
         yield f"{shown}: names a job twice. Name each once."
     if cfg.job != "train":

@@ -74,7 +74,7 @@ def _write_hashed(fd: int, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
     """
     header: dict[str, Any] = {}
     at = 0
-    held = {name: t.contiguous() for name, t in tensors.items()}
+    held = {name: tensors[name].contiguous() for name in sorted(tensors)}  # one order: equal tensors are equal bytes
     for name, t in held.items():
         size = t.numel() * t.element_size()
         header[name] = {"dtype": _DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [at, at + size]}
