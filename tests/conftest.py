@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import psutil
 import pytest
 
@@ -28,11 +28,23 @@ from hpcai import lease
 from hpcai.rundir import RunDir
 
 TIMEOUT_S = 90.0
-# A gate says the same of the same code: property tests draw the same examples each time. HYPOTHESIS_PROFILE=explore draws anew.
-hypothesis.settings.register_profile("gate", derandomize=True, deadline=None, database=None)
-hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 HERE = Path(__file__).parent
+
+
+def pytest_configure() -> None:
+    """A gate says the same of the same code, whoever starts it.
+
+    Property tests draw the same examples each time (HYPOTHESIS_PROFILE=explore draws new ones), and signals that nohup or a
+    shell's & have ignored are as at a prompt, for our children too.
+    """
+    import hypothesis  # at use: pytest rewrites its asserts first
+
+    hypothesis.settings.register_profile("gate", derandomize=True, deadline=None, database=None)
+    hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
+    for signum, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, usual)
 
 
 # --- the rule of HPCAI_REQUIRE

@@ -152,7 +152,7 @@ class Given:
 
 def driven(entries: list[Entry], starter: Written, cores: int = 2, asked: list[int] | None = None) -> Given:
     source = Given(list(entries), starter)
-    queue = Queue(source, Slots(cores, 64.0, []), starter, lambda running: None)  # type: ignore[arg-type]
+    queue = Queue(source, Slots(cores, 64.0, []), starter, lambda running: None)
     queue.drive(asked if asked is not None else [])
     return source
 
@@ -253,7 +253,7 @@ def test_a_member_that_runs_already_is_waited_for_and_not_started(five: list[Ent
         if starter.began or len(seen) > 3:
             lease.append(five[0].dir, life, 0, "end", code=0)
 
-    Queue(source, Slots(1, 64.0, []), starter, look).drive([])  # type: ignore[arg-type]
+    Queue(source, Slots(1, 64.0, []), starter, look).drive([])
     assert [five[0].plan.run_id] in seen
     assert starter.began == [five[1].plan.run_id]
     assert source.told[five[0].plan.run_id].state == "completed"
@@ -271,7 +271,7 @@ def test_one_that_another_driver_took_a_moment_ago_is_waited_for(five: list[Entr
         for r in running:
             lease.append(r.entry.dir, r.life, 0, "end", code=0)
 
-    Queue(source, Slots(1, 64.0, []), Raced(), look).drive([])  # type: ignore[arg-type]
+    Queue(source, Slots(1, 64.0, []), Raced(), look).drive([])
     assert source.told[five[0].plan.run_id].state == "completed"
 
 
@@ -279,7 +279,7 @@ def test_a_stop_is_asked_of_all_and_nobody_is_started_any_more(five: list[Entry]
     owned(five[0].dir, process)
     starter = Written()
     source, asked = Given(list(five), starter), [int(signal.SIGINT)]
-    queue = Queue(source, Slots(8, 64.0, []), starter, lambda running: None)  # type: ignore[arg-type]
+    queue = Queue(source, Slots(8, 64.0, []), starter, lambda running: None)
     queue.running[five[0].plan.run_dir] = Running(five[0], 1)
     queue.slots.take(five[0].plan.run_dir, five[0].plan)
     queue.drive(asked)
@@ -301,7 +301,7 @@ def test_who_has_not_begun_yet_is_asked_once_it_has(five: list[Entry], process: 
                 lease.life_dir(run, life) / "rank0.jsonl", [{"event": "begin", "time": 0.0, "rank": 0, **begin}]
             )
 
-    queue = Queue(source, Slots(8, 64.0, []), Written(), look)  # type: ignore[arg-type]
+    queue = Queue(source, Slots(8, 64.0, []), Written(), look)
     queue.running[five[0].plan.run_dir] = Running(five[0], life)
     queue.slots.take(five[0].plan.run_dir, five[0].plan)
     queue.drive([int(signal.SIGTERM)])

@@ -19,12 +19,13 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import Done, Launcher, processes
+from conftest import Done, Launcher, processes, until
 
-from hpcai import lease, rundir
+from hpcai import lease, rundir, submit
 from hpcai.config.schema import Config
 from hpcai.rundir import RunDir
 
+ENDLESS = "trainer.max_steps=100000"
 LONG = "trainer.max_steps=2000"  # with step_s=0.01: longer than any test waits
 STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)]
 
@@ -288,18 +289,21 @@ def test_ctrl_c_as_a_terminal_sends_it_stops_all_ranks_with_a_checkpoint(launch:
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGHUP])
 def test_a_launcher_that_dies_leaves_the_run_running(launch: Launcher, signum: signal.Signals) -> None:
     """SIGHUP goes to all, as when a terminal is closed."""
-    launch.job = {"step_s": 0.05}
-    started = launch.start("trainer.max_steps=60")
+    launch.job = {"step_s": 0.01}
+    started = launch.start(ENDLESS)
     started.until(launch.step)
     started.process.kill() if signum == signal.SIGKILL else os.killpg(started.process.pid, signum)
-    started.wait()
+    assert started.wait().rc == 128 + signum
     run = launch.run_dir()
-    refused(launch("trainer.max_steps=60"), 7, f"run={run.path.name}: process ")
-    before = time.monotonic()
-    while lease.read_state(run).state == "running" and time.monotonic() - before < 30:
-        time.sleep(0.05)
-    assert lease.read_state(run).state == "completed"
-    assert launch("trainer.max_steps=60").out.startswith("finished ")
+    refused(launch(ENDLESS), 7, f"run={run.path.name}: process ")
+    before = lease.read_state(run).step or 0
+    until(lambda: (lease.read_state(run).step or 0) > before)
+    until(lambda: submit.ask_to_stop(run, 1, 1))
+    until(lambda: lease.read_state(run).state != "running")
+    assert lease.read_state(run).state == "stopped"
+    (run.path / "count.rank0.json").write_text("99999")
+    assert launch(ENDLESS).rc == 0
+    assert launch(ENDLESS).out.startswith("finished ")
 
 
 @pytest.mark.slow

@@ -249,7 +249,7 @@ def test_a_killed_driver_leaves_its_members_and_the_next_one_waits_for_them(laun
 @pytest.mark.fault
 def test_a_killed_fork_server_costs_nothing(launch: Launcher) -> None:
     launch.job = {"step_s": 0.05}
-    driver = launch.start("-m", "seed=range(0,5)", "trainer.max_steps=20")
+    driver = launch.start("-m", "seed=range(0,5)", "trainer.max_steps=40")
     driver.until(running(launch, 1), 60)
     servers = [p for p in psutil.Process(driver.process.pid).children() if "hpcai.forkserver" in " ".join(p.cmdline())]
     assert len(servers) == 1

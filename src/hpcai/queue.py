@@ -59,6 +59,16 @@ class Source(Protocol):
         """Whether a member may become ready later without another of this queue ending (it waits for a run elsewhere)."""
 
 
+class Starts(Protocol):
+    """What starts members: `Starter`."""
+
+    def start(self, entry: Entry, share: Share) -> int:
+        """The member's new life. Raises: HpcaiError, OSError."""
+
+    def reap(self) -> None:
+        """Waits for children that have ended."""
+
+
 # --- slots
 
 
@@ -180,7 +190,7 @@ class Running:
 class Queue:
     """Starts what fits, reads records, tells the source; ends when nothing runs and nothing is left."""
 
-    def __init__(self, source: Source, slots: Slots, starter: Starter, look: Callable[[Sequence[Running]], None]) -> None:
+    def __init__(self, source: Source, slots: Slots, starter: Starts, look: Callable[[Sequence[Running]], None]) -> None:
         self.source, self.slots, self.starter, self.look = source, slots, starter, look
         self.running: dict[str, Running] = {}
         self._next: Entry | None = None
