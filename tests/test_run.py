@@ -325,7 +325,7 @@ def test_a_rank_that_is_killed_is_told_in_one_line_and_the_same_command_goes_on(
     launch.job = {"step_s": 0.01}
     words = ["trainer.max_steps=200", f"resources.tasks_per_node={ranks}"]
     started = launch.start(*words)
-    started.until(lambda: launch.step() >= 2)
+    started.until(lambda: launch.step() >= 2 and len(launch.ranks()) == ranks)
     launch.ranks()[-1].kill()
     done = started.wait()
     assert done.rc == 5
