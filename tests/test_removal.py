@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Launcher
@@ -240,7 +240,11 @@ def test_what_cannot_be_deleted_is_told_and_named(
     make_run(here / "x-1")
     make_run(here / "y-2")
     rmtree = shutil.rmtree
-    spare: Callable[..., None] = lambda path, **k: None if ".x-1" in str(path) else rmtree(path, **k)  # noqa: E731
+
+    def spare(path: Path, **how: Any) -> None:
+        if ".x-1" not in str(path):
+            rmtree(path, **how)
+
     monkeypatch.setattr(shutil, "rmtree", spare)
     out, err = said(capsys, 3, "x", "y", "--yes")
     assert out == ["removed y-2"] and err[0].startswith("run=x-1: a part of it cannot be deleted: ")

@@ -146,3 +146,18 @@ def test_killed_drivers_and_members_lose_no_trial_and_run_none_twice(launch: Lau
     assert [(label, value) for label, _, value in told(launch)] == expected
     journal = list(read_lines(launch.sweep_dir().path / "search.jsonl"))
     assert journal and all(read_json(run.path / "count.rank0.json") == 5 for run in launch.members().values())
+
+
+def test_a_damaged_list_of_members_is_made_anew_from_the_journal(launch: Launcher) -> None:
+    launch.job = {"curve": True}
+    launch(*words(4))
+    before = told(launch)
+    (launch.sweep_dir().path / "members.json").write_text("{torn")
+    done = launch(*words(5))
+    assert done.rc == 0, done.err
+    assert told(launch)[:4] == before and len(launch.members()) == 5
+
+
+def test_a_search_has_no_anew(launch: Launcher) -> None:
+    done = launch(*words(3), "--anew")
+    assert done.rc == 2 and done.errors[0].startswith("--anew: ") and not launch.runs.exists()

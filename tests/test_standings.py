@@ -406,3 +406,9 @@ def test_standings_start_without_the_heavy_world() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert standings.FINE == ("completed", "pruned")
+
+
+def test_folds_of_one_cross_validation_are_no_rivals() -> None:
+    labels = [f"data.split.fold={i}" for i in range(2)]
+    found = [replace(outcome(label, auc), member=member(label, "")) for label, auc in zip(labels, (0.9, 0.8))]
+    assert table(found) == ["all runs  AUC 0.850 sd 0.071 (0.800 to 0.900), 2 runs"]

@@ -7,13 +7,14 @@ import signal
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from conftest import Launcher, processes, until
 
-from hpcai import lease, submit
+from hpcai import lease, submit, sweep
 from hpcai.rundir import RunDir, read_json, write_json
 
 LONG = "trainer.max_steps=100000"
@@ -426,3 +427,43 @@ def test_a_forked_member_has_the_bits_of_a_run_alone(train: Launcher, tmp_path: 
     assert begin["launcher"] == "submitit" and list(many.submitit.glob("*_0_log.out"))
     assert read_json(many.model)["sha256"] == read_json(one.model)["sha256"]
     assert [f.read_bytes() for f in many.row_files("test")] == [f.read_bytes() for f in one.row_files("test")]
+
+
+# --- found by reading
+
+
+def test_a_thousand_finished_members_are_passed_over_in_one_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def entry(n: int) -> Any:
+        folder = str(tmp_path / str(n))
+        return SimpleNamespace(plan=SimpleNamespace(run_dir=folder, run_id=str(n)), member=SimpleNamespace(needs=()))
+
+    monkeypatch.setattr(sweep, "_completed", lambda entry: lease.RunState("completed"))
+    members = sweep.Members(SimpleNamespace(), [entry(n) for n in range(3000)])
+    assert members.next() is None and len(members.ends) == 3000
+
+
+def test_anew_gives_a_pipeline_new_folders_from_its_first_job_on(launch: Launcher) -> None:
+    assert launch("pipeline=[train,evaluate]").rc == 0
+    first = launch.members()["train"].path.name
+    done = launch("pipeline=[train,evaluate]", "--anew")
+    assert done.rc == 0, done.err
+    assert (launch.runs / f"{first}.2/report.json").is_file()
+    read = [read_json(f)["from_run"] for f in launch.runs.glob("*/plan.json") if read_json(f)["job"] == "evaluate"]
+    assert sorted(r[0]["run_id"] for r in read) == [first, f"{first}.2"]
+
+
+def test_damaged_facts_of_a_member_are_its_fault_in_one_line(launch: Launcher) -> None:
+    launch.job = {"fail": "data", "seed": 1}
+    launch("-m", "seed=0,1")
+    run = launch.members()["seed=1"]
+    run.environment.write_text("{torn")
+    done = launch("-m", "seed=0,1")
+    assert done.rc == 3 and done.errors == [
+        f"run={run.path.name}: its environment.json, data.json or plan.json is damaged. --anew starts another folder."
+    ]
+
+
+def test_what_a_chain_answers_is_shown_at_its_end(launch: Launcher) -> None:
+    done = launch("pipeline=[train,evaluate]")
+    report = launch.members()["evaluate"].report_html.relative_to(launch.home)
+    assert "counted" in done.out.splitlines() and f"report: {report}" in done.out.splitlines()

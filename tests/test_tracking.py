@@ -49,7 +49,7 @@ def said() -> Iterator[list[logging.LogRecord]]:
     """What the log of a job gets."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = records.append
     logger = logging.getLogger("hpcai")
     level = logger.level
     logger.addHandler(handler)

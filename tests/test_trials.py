@@ -56,13 +56,13 @@ class Driver:
     def next(self) -> FakeEntry:
         entry: Any = self.source.next()
         assert entry is not None
-        return entry  # type: ignore[no-any-return]
+        return entry
 
     def end(self, entry: FakeEntry) -> None:
-        self.source.ended(entry, runs.state_of(entry.member.dir))  # type: ignore[arg-type]
+        self.source.ended(entry, runs.state_of(entry.member.dir))
 
     def prune(self, *entries: FakeEntry) -> list[FakeEntry]:
-        return list(self.source.prune(entries))  # type: ignore[arg-type]
+        return list(self.source.prune(entries))
 
     @property
     def states(self) -> list[tuple[str, float | None]]:
@@ -185,7 +185,7 @@ def test_a_stopped_or_lost_run_stays_open_and_goes_on_next_time(driver: Driver, 
 
 def test_a_run_that_could_not_start_stays_open_and_is_named(driver: Driver) -> None:
     entry = driver.next()
-    driver.source.ended(entry, lease.RunState("failed", 0, 5, "run=x: No space left on device. Free space."))  # type: ignore[arg-type]
+    driver.source.ended(entry, lease.RunState("failed", 0, 5, "run=x: No space left on device. Free space."))
     assert driver.states == [("open", None)]
     assert driver.source.faults == ["run=x: No space left on device. Free space."]
     assert Driver(driver.folder).next() == entry

@@ -299,6 +299,18 @@ def test_resume_of_a_sweep_is_its_own_words_again(
     assert said(capsys, 5, "resume", "grid", *flags) == ([], []) and given == [words]
 
 
+@pytest.mark.slow
+def test_resume_of_a_sweep_goes_on_where_its_words_were_typed(launch: Launcher, tmp_path: Path) -> None:
+    launch.job = {"fail": "run", "seed": 1}
+    assert launch("-m", "seed=0,1", "runs_dir=runs").rc == 5  # a relative path
+    launch.job = {}
+    elsewhere = Launcher(launch.npz, tmp_path / "elsewhere", launch.package)
+    elsewhere.home.mkdir()
+    done = elsewhere.start("resume", str(launch.sweep_dir().path), module="hpcai.cli", bare=True).wait()
+    assert done.rc == 0, done.err
+    assert set(launch.states().values()) == {"completed"} and not elsewhere.runs.exists()
+
+
 # --- report
 
 

@@ -23,7 +23,7 @@ from hpcai.rundir import RunDir
 from hpcai.runs import DAMAGED
 from hpcai.status import found, members_of
 from hpcai.verbs import ENDED, ending, exit_code, facts, shown
-from hpcai.watch import AGAIN_S, POLL_S
+from hpcai.watch import POLL_S
 
 BEGIN_S = 120.0  # a rank that has not begun by then will not: its launch is ended without a checkpoint, for there is none
 HELP = """\
@@ -86,7 +86,7 @@ def stop(targets: Sequence[RunDir], *, wait: bool) -> dict[Path, HpcaiError]:
         for run in todo:
             if fault := _out_of_reach(run):
                 faults[run.path] = fault
-            elif time.monotonic() - sent.get(run.path, -AGAIN_S) >= AGAIN_S and ask(run):
+            elif time.monotonic() - sent.get(run.path, -submit.AGAIN_S) >= submit.AGAIN_S and ask(run):
                 sent[run.path] = time.monotonic()
         if not wait and all(run.path in sent or run.path in faults for run in todo):
             break

@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 
-from hpcai.errors import ConfigError, HpcaiError, near
-from hpcai.output import steady
+from hpcai.errors import ConfigError, near
+from hpcai.output import exit_code, steady
 
 
 def _main(module: str, name: str = "main") -> Callable[[list[str]], int]:
@@ -46,22 +44,17 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: hpcai VERB ...\n" + "\n".join(f"  {v:<8}{text}" for v, (text, _) in VERBS.items()))
         return 0
     try:
-        if words[0] not in VERBS:
-            raise ConfigError(f"hpcai {words[0]}: unknown verb. {near(words[0], list(VERBS))}")
-        return VERBS[words[0]][1](words[1:])
-    except HpcaiError as e:
-        print("\n".join(e.lines), file=sys.stderr)
-        return e.code
+        return exit_code(
+            lambda: _verb(words[0])(words[1:]), f"hpcai {words[0]}", "Mend the disk or its rights, then try again."
+        )
     except KeyboardInterrupt:
         return 130
-    except OSError as e:
-        print(f"hpcai {words[0]}: {e.strerror or e}. Mend the disk or its rights, then try again.", file=sys.stderr)
-        return 5
-    except Exception as e:
-        at = traceback.extract_tb(e.__traceback__)[-1]
-        where = f"{Path(at.filename).name}:{at.lineno}"
-        print(f"hpcai: {type(e).__name__} in {where}, a fault of our own. Please report it.", file=sys.stderr)
-        return 1
+
+
+def _verb(name: str) -> Callable[[list[str]], int]:
+    if name not in VERBS:
+        raise ConfigError(f"hpcai {name}: unknown verb. {near(name, list(VERBS))}")
+    return VERBS[name][1]
 
 
 if __name__ == "__main__":

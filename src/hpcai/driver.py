@@ -18,13 +18,14 @@ from typing import Protocol
 
 from hpcai import cluster, lease, runs, standings, submit, watch
 from hpcai.board import Board, Row
-from hpcai.errors import HpcaiError
+from hpcai.errors import HpcaiError, one_line
 from hpcai.queue import Entry, Queue, Running, Slots, Source, Starter
 from hpcai.rundir import RunDir
 from hpcai.runs import Sweep
 from hpcai.standings import Outcome
 from hpcai.submit import Frozen
 
+ANSWERS = 5  # of evaluate, predict and gather that are shown in full at the end
 LOOK_S = 1.0  # the board reads scores so often
 
 
@@ -126,6 +127,7 @@ class Shown(Source):
     def __init__(self, source: Source, board: Board, run: RunDir, life: int) -> None:
         self.source, self.board, self.run, self.life = source, board, run, life
         self.rows: dict[str, Row] = {}
+        self._pruned: set[str] = set()
         self._beat = self._looked = 0.0
 
     def next(self) -> Entry | None:
@@ -135,11 +137,16 @@ class Shown(Source):
     def ended(self, entry: Entry, state: lease.RunState) -> None:
         """Shown, and told to the source."""
         self.source.ended(entry, state)
-        self.rows[entry.plan.run_id] = _row(entry, state.state, "" if state.state == "completed" else state.message)
+        name = entry.plan.run_id
+        behind = name in self._pruned and state.state == "stopped"
+        said = "" if behind or state.state == "completed" else state.message
+        self.rows[name] = _row(entry, "pruned" if behind else state.state, said)
 
     def prune(self, running: Sequence[Entry]) -> Sequence[Entry]:
         """As the source says."""
-        return self.source.prune(running)
+        found = self.source.prune(running)
+        self._pruned |= {entry.plan.run_id for entry in found}
+        return found
 
     def waiting(self) -> bool:
         """As the source says."""
@@ -174,6 +181,10 @@ def report(sweep: Sweep, outcomes: Sequence[Outcome], options: Options) -> int:
         print(line)
     for line in standings.fault_lines(outcomes):
         print(line, file=sys.stderr)
+    answers = [o for o in outcomes if o.state == "completed" and o.member.job != "train"]
+    for outcome in answers[:ANSWERS]:  # of trainings the ranking says enough
+        print(f"{one_line(outcome.name, 200)}:")
+        watch.show_answer(outcome.member.dir)
     print(f"results: {watch.shown(sweep.path / 'results.json')}")
     if options.junit:
         standings.write_junit(options.junit, sweep.id, outcomes)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
+
+from hpcai.errors import HpcaiError, RunError
 
 
 class _Steady(io.FileIO):
@@ -15,6 +21,26 @@ class _Steady(io.FileIO):
             return super().write(data)
         except OSError:
             return len(memoryview(data))
+
+
+def exit_code(call: Callable[[], int], what: str, again: str) -> int:
+    """The exit code of `call`, or of the fault that ended it, told in a line on stderr. `again`: the cure of a bad disk."""
+    try:
+        return call()
+    except HpcaiError as e:
+        print("\n".join(e.lines), file=sys.stderr)
+        return e.code
+    except OSError as e:
+        print(f"{what}: {e.strerror or e}. {again}", file=sys.stderr)
+        return RunError.code
+    except json.JSONDecodeError:
+        print(f"{what}: a file of a run's folder is damaged. --anew starts another folder.", file=sys.stderr)
+        return RunError.code
+    except Exception as e:
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        where = f"{Path(at.filename).name}:{at.lineno}"
+        print(f"hpcai: {type(e).__name__} in {where}, a fault of our own. Please report it.", file=sys.stderr)
+        return HpcaiError.code
 
 
 def steady() -> None:

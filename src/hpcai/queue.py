@@ -24,7 +24,6 @@ from hpcai.submit import Frozen
 
 POLL_S = 0.05  # between looks while something starts or ends
 CALM_S = 0.5  # between looks while nothing does: each reads the members' records
-AGAIN_S = 2.0  # a stop is asked for again so often: a rank may not have been ready for the first
 ACTIVE = ("pending", "running")
 
 
@@ -218,7 +217,7 @@ class Queue:
         return POLL_S if young else CALM_S
 
     def _ask(self, member: Running) -> None:
-        if member.asked is None or time.monotonic() - member.asked > AGAIN_S:
+        if member.asked is None or time.monotonic() - member.asked > submit.AGAIN_S:
             sent = submit.ask_to_stop(member.entry.dir, member.life, member.entry.plan.ranks)
             member.asked = time.monotonic() if sent else 0.0  # not ready for it yet: again at the next look
 

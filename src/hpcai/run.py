@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import shlex
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hpcai.errors import ConfigError, Faults, HpcaiError, one_line
-from hpcai.output import steady
+from hpcai.output import exit_code, steady
 
 if TYPE_CHECKING:
     from hpcai.config.schema import Config
@@ -61,25 +59,13 @@ def main(argv: list[str] | None = None) -> int:
     gc.disable()  # nothing to collect while starting, and looking for it takes a tenth of that time
     if argv is None:
         steady()
+    words = sys.argv[1:] if argv is None else argv
     try:
-        return _run(*parse(sys.argv[1:] if argv is None else argv))
-    except HpcaiError as e:
-        print("\n".join(e.lines), file=sys.stderr)
-        return e.code
+        cure = "Free space or mend the folder, then start the same command again."
+        return exit_code(lambda: _run(*parse(words)), "run", cure)
     except KeyboardInterrupt:
         print("stopped before it started. The same command starts it.", file=sys.stderr)
         return 130
-    except OSError as e:
-        print(f"run: {e.strerror or e}. Free space or mend the folder, then start the same command again.", file=sys.stderr)
-        return 5
-    except json.JSONDecodeError:
-        print("run: a file of its folder is damaged. --anew starts another folder.", file=sys.stderr)
-        return 5
-    except Exception as e:
-        at = traceback.extract_tb(e.__traceback__)[-1]
-        where = f"{Path(at.filename).name}:{at.lineno}"
-        print(f"hpcai: {type(e).__name__} in {where}, a fault of our own. Please report it.", file=sys.stderr)
-        return 1
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:

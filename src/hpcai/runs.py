@@ -49,6 +49,7 @@ class Sweep:
     kind: Literal["sweep", "search", "pipeline"]
     members: list[Member]
     options: dict[str, Any] = field(default_factory=dict)
+    cwd: str = ""  # where the words were typed: a path in them may be relative
 
     @property
     def dir(self) -> RunDir:

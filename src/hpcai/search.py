@@ -160,7 +160,7 @@ class Search:
             for key, what in (("version", "format"), ("space", "space"), ("maximize", "direction")):
                 if before.get(key) != mine[key]:
                     shown = one_line(folder.name, 120)
-                    raise PlanError(f"search: {shown} holds a search of another {what}. Give its own words, or --anew.")
+                    raise PlanError(f"search: {shown} holds a search of another {what}. Take another name=NAME.")
         self._study.set_user_attr("search", mine)
 
     @contextlib.contextmanager

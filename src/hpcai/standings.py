@@ -41,9 +41,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Group:
-    """Completed members that differ in the seed only. `seeds`: how many `mean` is over; `sd`: of a sample, None for one.
+    """Completed members that differ in the seed only, or are folds of one cross-validation.
 
-    `low` and `high`: the lowest and highest of the seeds, no interval. `completed` of all `of` members gave an end.
+    `seeds`: how many `mean` is over; `sd`: of a sample, None for one; `low` and `high`: the lowest and highest of them, no
+    interval. `completed` of all `of` members gave an end.
     """
 
     label: str
@@ -160,10 +161,11 @@ def _ranking_lines(groups: list[Group], found: Sequence[Outcome]) -> list[str]:
     if len(groups) > 1:
         names = " and ".join(dict.fromkeys(_shown_name(g.name) for g in groups))
         lines.append(f"ranked by validation {names}; the test split chose nothing")
-    width = max(len(g.label or "all seeds") for g in groups[:MAX_RANKS])
+    names_shown = [g.label or f"all {_noun(g, found)}s" for g in groups[:MAX_RANKS]]
+    width = max(map(len, names_shown))
     for place, group in enumerate(groups[:MAX_RANKS], 1):
         number = f"{place:>3}. " if len(groups) > 1 else ""
-        lines.append(f"{number}{group.label or 'all seeds':<{width}}  {_group_words(group, found)}")
+        lines.append(f"{number}{names_shown[place - 1]:<{width}}  {_group_words(group, found)}")
     if len(groups) > MAX_RANKS:
         lines.append(f"     and {len(groups) - MAX_RANKS} more in results.json")
     return lines
@@ -176,11 +178,20 @@ def _group_words(group: Group, found: Sequence[Outcome]) -> str:
         assert only is not None
         return score_words(only)
     digits = _digits(group.name)
-    seeds = f"{group.seeds} seed{'s' * (group.seeds > 1)}" if group.seeds == group.of else f"{group.seeds} of {group.of} seeds"
+    noun = _noun(group, found)
+    seeds = f"{group.seeds} {noun}{'s' * (group.seeds > 1)}"
+    if group.seeds != group.of:
+        seeds = f"{group.seeds} of {group.of} {noun}s"
     words = f"{_shown_name(group.name)} {group.mean:{digits}}"
     if group.sd is not None:
         words += f" sd {group.sd:{digits}} ({group.low:{digits}} to {group.high:{digits}})"
     return f"{words}, {seeds}"
+
+
+def _noun(group: Group, found: Sequence[Outcome]) -> str:
+    """What the members of a group are: seeds, or runs where folds are among them."""
+    mine = (o.member.label for o in found if o.member.job == "train" and o.member.group == group.label)
+    return "run" if "data.split.fold=" not in group.label and any("data.split.fold=" in label for label in mine) else "seed"
 
 
 def score_words(score: runs.Score) -> str:

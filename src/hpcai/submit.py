@@ -31,9 +31,11 @@ from hpcai.errors import DataError, Faults, HpcaiError, PlanError
 from hpcai.inputs import Input
 from hpcai.plan import JobPlan, read_plan
 from hpcai.rundir import RunDir
+from hpcai.runs import DAMAGED
 
 PACKAGE = Path(hpcai.__file__).parent
 NOT_FROZEN = ("__pycache__", "shipped")  # shipped data is an input with a digest, not code
+AGAIN_S = 2.0  # a stop is asked for again so often: a rank may not have been ready for the first
 NEUTRAL = ("psutil", "rich")  # required, but no result depends on them
 
 
@@ -48,18 +50,23 @@ def check_identity(run: RunDir, plan: JobPlan) -> None:
 
 def differences(run: RunDir, plan: JobPlan, files: list[Input], frozen: Frozen | None = None) -> Iterator[HpcaiError]:
     """What differs between a prepared run folder and the same command today, as faults; nothing if nothing does."""
-    then = rundir.read_json(run.environment)
     cure = "--anew starts another folder."
-    if then["code_sha256"] != (frozen.environment["code_sha256"] if frozen else code_digest()):
+    try:
+        then, data = rundir.read_json(run.environment), [f["sha256"] for f in rundir.read_json(run.data)["files"]]
+        versions_then, code_then = dict(then["versions"]), str(then["code_sha256"])
+        asked = rundir.read_json(run.plan)["resources"]
+        before = int(asked["nodes"] * asked["tasks_per_node"])
+    except DAMAGED:
+        yield PlanError(f"run={plan.run_id}: its environment.json, data.json or plan.json is damaged. {cure}")
+        return
+    if code_then != (frozen.environment["code_sha256"] if frozen else code_digest()):
         yield PlanError(f"run={plan.run_id}: hpcai's code has changed since it was submitted. {cure}")
     now = frozen.environment["versions"] if frozen else versions()
-    changed = [f"{n} {v} -> {now.get(n, 'gone')}" for n, v in then["versions"].items() if now.get(n) != v and n not in NEUTRAL]
+    changed = [f"{n} {v} -> {now.get(n, 'gone')}" for n, v in versions_then.items() if now.get(n) != v and n not in NEUTRAL]
     if changed:
         yield PlanError(f"run={plan.run_id}: versions have changed: {', '.join(changed[:5])}. {cure}")
-    if [f["sha256"] for f in rundir.read_json(run.data)["files"]] != [f.sha256 for f in files]:
+    if data != [f.sha256 for f in files]:
         yield DataError(f"run={plan.run_id}: the data has changed since it was submitted. {cure}")
-    ranks = rundir.read_json(run.plan)["resources"]
-    before = ranks["nodes"] * ranks["tasks_per_node"]
     if before != plan.ranks:
         yield PlanError(f"run={plan.run_id}: it began on {before} ranks, not {plan.ranks}. Ask for {before}, or {cure}")
 

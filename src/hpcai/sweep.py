@@ -57,7 +57,9 @@ def plan_members(words: list[str], options: Options) -> list[Entry]:
         faults += _twins(entries)
     if faults:
         raise Faults(list({str(fault): fault for fault in faults}.values()))
-    return [*entries, *_gathers(entries, anew=options.anew)]
+    gathers = list(_gathers(entries, anew=options.anew))
+    pooled = {need for gather in gathers for need in gather.member.needs}
+    return [_as_fold(e) if e.plan.run_dir in pooled else e for e in entries] + gathers
 
 
 def _chain(config: Config, point: Point, *, anew: bool) -> Iterator[Entry]:
@@ -113,11 +115,17 @@ def _gathers(entries: Sequence[Entry], *, anew: bool) -> Iterator[Entry]:
         if sorted(e.config.data.split.fold for e in folds) == list(range(first.config.data.split.folds)):
             names = [e.plan.run_dir for e in folds]
             config = first.config.model_copy(update={"job": "gather", "from_run": names, "depends_on": None})
-            label, group = (
-                " ".join(["gather", *(w for w in text.split(" ") if w and not w.startswith("data.split.fold="))])
-                for text in (first.member.label, first.member.group)
-            )
+            label, group = (f"gather {_without_fold(text)}".strip() for text in (first.member.label, first.member.group))
             yield _entry(config, label, group, tuple(names), anew=anew)
+
+
+def _as_fold(entry: Entry) -> Entry:
+    """Folds of one cross-validation are no rivals: they stand in one group, as seeds do."""
+    return replace(entry, member=replace(entry.member, group=_without_fold(entry.member.group)))
+
+
+def _without_fold(label: str) -> str:
+    return " ".join(word for word in label.split(" ") if not word.startswith("data.split.fold="))
 
 
 # --- the members as the queue's source
@@ -134,29 +142,31 @@ class Members(Work, Source):
     elsewhere: bool = False  # whether the last look found a member that waits for a run of another command
 
     def next(self) -> Entry | None:
-        """The first that is ready; those that can no longer be are cancelled on the way."""
+        """The first that is ready; those that can no longer be are cancelled on the way.
+
+        One look is enough: who needs a member stands behind it.
+        """
         self.elsewhere = False
+        ours = {e.plan.run_dir for e in self.left}
         for entry in list(self.left):
-            verdict = self._blocked(entry)
+            verdict = self._blocked(entry, ours)
             if verdict == "wait":
                 continue
             self.left.remove(entry)
+            ours.remove(entry.plan.run_dir)
             if verdict:
                 self.cancelled[entry.plan.run_id] = verdict
-                return self.next()  # who needs this one cannot start either
-            if state := _completed(entry):
+            elif state := _completed(entry):
                 self.ended(entry, state)
-                return self.next()
-            try:
-                return self._planned_anew(entry) if entry.member.needs else entry
-            except HpcaiError as e:
-                self.ended(entry, lease.RunState("failed", 0, e.code, e.lines[0]))
-                return self.next()
+            else:
+                try:
+                    return self._planned_anew(entry) if entry.member.needs else entry
+                except HpcaiError as e:
+                    self.ended(entry, lease.RunState("failed", 0, e.code, e.lines[0]))
         return None
 
-    def _blocked(self, entry: Entry) -> str:
-        """Empty if it can start, `wait`, or why it never will."""
-        ours = {e.plan.run_dir for e in self.left}
+    def _blocked(self, entry: Entry, ours: set[str]) -> str:
+        """Empty if it can start, `wait`, or why it never will. `ours`: members that have not started yet."""
         for need in entry.member.needs:
             name = Path(need).name
             if name in self.cancelled:
@@ -174,13 +184,10 @@ class Members(Work, Source):
 
     def _planned_anew(self, entry: Entry) -> Entry:
         """With what the runs that it needed have left: labels, image size, the model's digest."""
-        config = entry.config
-        if entry.plan.from_run:
-            names = entry.member.needs if entry.plan.job == "gather" else config.from_run
-            config = config.model_copy(update={"from_run": list(names) if isinstance(names, tuple) else names})
-        plan, config, files = make_plan(config)
-        if plan.run_id != entry.plan.run_id:
+        plan, config, files = make_plan(entry.config)
+        if plan.identity != entry.plan.identity:
             raise PlanError(f"run={entry.plan.run_id}: what it needed has become another run. Start the same command again.")
+        plan = replace(plan, run_id=entry.plan.run_id, run_dir=entry.plan.run_dir)  # of --anew: a folder that is not there yet
         return replace(entry, config=config, plan=plan, files=files)
 
     def ended(self, entry: Entry, state: lease.RunState) -> None:
@@ -260,7 +267,7 @@ def _sweep(words: list[str], entries: Sequence[Entry], options: Options) -> Swee
     chained = any(e.member.needs and e.plan.job != "gather" for e in entries)
     folder = sweep_folder(Path(entries[0].plan.run_dir).parent, name, [m.run_dir for m in members])
     where = str(options.config_dir.absolute()) if options.config_dir else None
-    sweep = Sweep(folder.name, name, folder, words, where, "pipeline" if chained else "sweep", members)
+    sweep = Sweep(folder.name, name, folder, words, where, "pipeline" if chained else "sweep", members, cwd=str(Path.cwd()))
     if runs.is_sweep(folder):
         with suppress(PlanError):  # a damaged one is written anew: its members tell themselves what they are
             if {m.run_id for m in runs.read_sweep(folder).members} != {m.run_id for m in members}:
@@ -292,6 +299,8 @@ def run_search(words: list[str], spec: str, options: Options) -> int:
     Raises: Faults before anything starts; OwnedError if another driver has the search.
     """
     settings = search.parse_options(spec)
+    if options.anew:
+        raise ConfigError("--anew: a search goes on with its own runs. Another name=NAME, or seed after --search, is another.")
     if why := search.missing():
         raise ConfigError(why)
     fixed, dimensions = space.split(words, options.config_dir)
@@ -301,7 +310,7 @@ def run_search(words: list[str], spec: str, options: Options) -> int:
         config, faults = examine([*fixed, *more], options.config_dir, memory)
         if faults or config is None:
             raise Faults(faults)
-        return _entry(config, label, label, (), anew=options.anew)
+        return _entry(config, label, label, (), anew=False)
 
     example = dimensions.words(dimensions.example())
     config, faults = examine([*fixed, *example], options.config_dir, memory)
@@ -312,9 +321,11 @@ def run_search(words: list[str], spec: str, options: Options) -> int:
     first = make(example, "")  # what is wrong with the machine or the data is said before anything begins
     settled = {"words": sorted(fixed), "space": dimensions.to_json(), **asdict(settings), "trials": None}
     folder = sweep_folder(Path(first.plan.run_dir).parent, first.config.name, settled)
-    known = runs.read_sweep(folder).members if runs.is_sweep(folder) else []
+    known: list[Member] = []
+    with suppress(PlanError):  # a damaged list is made anew from the journal
+        known = runs.read_sweep(folder).members if runs.is_sweep(folder) else []
     where = str(options.config_dir.absolute()) if options.config_dir else None
-    sweep = Sweep(folder.name, first.config.name, folder, words, where, "search", known, asdict(settings))
+    sweep = Sweep(folder.name, first.config.name, folder, words, where, "search", known, asdict(settings), str(Path.cwd()))
     print(
         one_line(f"plan  {sweep.id}  search: {settings.trials} trials, {len(known)} begun  folder: {folder}", 1000), flush=True
     )
@@ -323,9 +334,13 @@ def run_search(words: list[str], spec: str, options: Options) -> int:
         return 0
     work = Hunt(sweep, dimensions, settings, make)
     code = Driver(work, replace(options, total=settings.trials)).run([first.plan.job])
-    if work.trials and (best := work.trials.search.best()):
+    if work.trials is None:  # another process drives
+        return code
+    for line in work.trials.faults:
+        print(line, file=sys.stderr)
+    if best := work.trials.search.best():
         print(one_line(f"best: {' '.join(best.words)}  (one seed; try it with -m seed=0,1,2)", 500))
-    return code or (RunError.code if work.trials and work.trials.faults else 0)
+    return code or (RunError.code if work.trials.faults else 0)
 
 
 @dataclass
@@ -341,6 +356,9 @@ class Hunt(Work):
     def open(self) -> Trials:
         """The trials that are left, and new ones."""
         found = search.Search.open(self.sweep.path, self.dimensions, self.settings, maximize=True)
+        runs_dir, label = self.sweep.path.parent.parent, self.dimensions.label
+        begun = {t.run_id: label(t.values) for t in reversed(found.trials()) if t.run_id}
+        self._note([Member(name, str(runs_dir / name), said, said, "train") for name, said in reversed(begun.items())])
         self.trials = Trials(found, self.make, self._note, self.sweep.members)
         return self.trials
 
@@ -352,8 +370,6 @@ class Hunt(Work):
         """What became of each; one that was stopped because it fell behind is no fault."""
         assert self.trials is not None
         pruned = {t.run_id for t in self.trials.search.trials() if t.state == "pruned"}
-        for line in self.trials.faults:
-            print(line, file=sys.stderr)
         return [
             replace(o, state="pruned", code=0) if o.member.run_id in pruned and o.state == "stopped" else o
             for o in standings.outcomes(self.sweep.members)

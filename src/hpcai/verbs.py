@@ -226,14 +226,22 @@ def _resume_run(run: RunDir, options: argparse.Namespace) -> int:
 
 
 def _resume_sweep(target: RunDir, options: argparse.Namespace) -> int:
-    """By the words that it was started with."""
+    """By the words that it was started with, where they were typed.
+
+    Raises: PlanError if that folder is gone.
+    """
     sweep = runs.read_sweep(target.path)
     words = ["-m", *sweep.words]
     if sweep.config_dir is not None:
         words += ["--config-dir", sweep.config_dir]
     if sweep.kind == "search":
         words += ["--search", ",".join(f"{k}={v}" for k, v in sweep.options.items())]
-    return launcher.main(words + ["--no-wait"] * options.no_wait)
+    try:
+        with contextlib.chdir(sweep.cwd or "."):
+            return launcher.main(words + ["--no-wait"] * options.no_wait)
+    except FileNotFoundError as e:
+        where = one_line(sweep.cwd, 200)
+        raise PlanError(f"{shown(target)}: was started in {where}, which is gone. Type its command where you are.") from e
 
 
 # ---- report

@@ -21,7 +21,6 @@ from hpcai.plan import JobPlan
 from hpcai.rundir import RunDir, read_json
 
 POLL_S = 0.1
-AGAIN_S = 2.0  # a stop is asked for again so often: a rank may not have been ready for the first
 
 
 def listen() -> list[int]:
@@ -46,7 +45,7 @@ def follow(run: RunDir, plan: JobPlan, config: Config, job: Any, life: int, aske
     sent = 0.0
     while job._process.poll() is None or lease.read_state(run).state == "running":
         screen.update()
-        if asked and time.monotonic() - sent > AGAIN_S and submit.ask_to_stop(run, life, plan.ranks):
+        if asked and time.monotonic() - sent > submit.AGAIN_S and submit.ask_to_stop(run, life, plan.ranks):
             sent = time.monotonic()
         time.sleep(POLL_S)
     screen.close()
