@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from conftest import Launcher, processes, until
 
 from hpcai import lease, submit, sweep
-from hpcai.rundir import RunDir, read_json, write_json
+from hpcai.rundir import RunDir, read_json, read_lines, write_json
 
 LONG = "trainer.max_steps=100000"
 
@@ -163,8 +164,6 @@ def test_damaged_lists_are_written_anew(launch: Launcher) -> None:
 
 
 def test_a_member_whose_folder_was_removed_is_run_again(launch: Launcher) -> None:
-    import shutil
-
     launch("-m", "seed=0,1")
     shutil.rmtree(launch.members()["seed=1"].path)
     assert launch("-m", "seed=0,1").rc == 0
@@ -172,8 +171,6 @@ def test_a_member_whose_folder_was_removed_is_run_again(launch: Launcher) -> Non
 
 
 def test_a_copied_run_folder_is_not_taken_for_a_member(launch: Launcher) -> None:
-    import shutil
-
     launch("-m", "seed=0,1")
     members = launch.members()
     shutil.rmtree(members["seed=1"].path)
@@ -334,6 +331,26 @@ def test_a_pipelines_members_are_the_runs_that_the_commands_alone_name(launch: L
     assert launch("job=evaluate", f"from_run={members['train'].path.name}").out.startswith("finished ")
 
 
+def test_a_pipeline_on_data_named_by_a_relative_path(launch: Launcher) -> None:
+    shutil.copyfile(launch.npz, launch.home / "mine.npz")
+    done = launch("pipeline=[train,evaluate]", "data.path=mine.npz")
+    assert done.rc == 0, done.err
+    assert launch("job=evaluate", f"from_run={launch.members()['train'].path.name}", "data.path=mine.npz").out.startswith(
+        "finished "
+    )
+
+
+@pytest.mark.slow
+def test_a_real_pipeline_trains_judges_and_predicts(train: Launcher) -> None:
+    done = train("pipeline=[train,evaluate,predict]", "trainer.epochs=1", "model.norm=group", timeout=200)
+    assert done.rc == 0, done.err
+    members = train.members()
+    first = read_json(members["train"].model)["sha256"]
+    assert [read_json(members[job].plan)["from_run"][0]["sha256"] for job in ("evaluate", "predict")] == [first, first]
+    assert len(list(read_lines(members["predict"].rows_file("predict", 0)))) == 96
+    assert "evaluate:" in done.out and "predict:" in done.out
+
+
 def test_what_can_no_longer_run_is_cancelled_and_what_can_runs(launch: Launcher) -> None:
     launch.job = {"fail": "data", "seed": 1}
     done = launch("-m", "seed=0,1", "pipeline=[train,evaluate]")
@@ -346,8 +363,6 @@ def test_what_can_no_longer_run_is_cancelled_and_what_can_runs(launch: Launcher)
 
 
 def test_a_pipeline_goes_on_in_the_middle(launch: Launcher) -> None:
-    import shutil
-
     launch("pipeline=[train,evaluate,predict]")
     shutil.rmtree(launch.members()["evaluate"].path)
     assert launch("pipeline=[train,evaluate,predict]").rc == 0

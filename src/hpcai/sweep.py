@@ -184,11 +184,11 @@ class Members(Work, Source):
 
     def _planned_anew(self, entry: Entry) -> Entry:
         """With what the runs that it needed have left: labels, image size, the model's digest."""
+        then = entry.plan
         plan, config, files = make_plan(entry.config)
-        if plan.identity != entry.plan.identity:
-            raise PlanError(f"run={entry.plan.run_id}: what it needed has become another run. Start the same command again.")
-        plan = replace(plan, run_id=entry.plan.run_id, run_dir=entry.plan.run_dir)  # of --anew: a folder that is not there yet
-        return replace(entry, config=config, plan=plan, files=files)
+        # The identity is that of the words as they were typed (`shipped:x`, a relative path); --anew's folder is not there yet.
+        kept = replace(plan, run_id=then.run_id, run_dir=then.run_dir, identity=then.identity)
+        return replace(entry, config=config, plan=kept, files=files)
 
     def ended(self, entry: Entry, state: lease.RunState) -> None:
         """Noted, for those that need it."""
