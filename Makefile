@@ -1,15 +1,16 @@
 # The README's commands. Each makes what it needs; `make help` lists them.
 PYTHON ?= python3
 PIP_ARGS ?=
+BED_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-
 QUICK := architecture errors rundir lease context inputs cluster plan output tasks metrics splits steps state samples cli
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test quick bench format clean
+.PHONY: help run test quick bench format clean slurm-up slurm-down
 help:  ## list these commands
-	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
 run: $(READY)run  ## train a classifier on the shipped chest X-rays; ends with its score and its report
 	$(BIN)/python -m hpcai.run +experiment=pneumonia
@@ -27,6 +28,12 @@ quick: $(READY)test  ## what answers in half a minute
 
 bench: $(READY)bench  ## the figures, side by side with their peers (about half an hour)
 	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" || exit 1; done
+
+slurm-up:  ## a real Slurm on this machine (Debian, root), for cluster=testbed; prints the line that a shell evaluates
+	@PYTHONPATH=src $(PYTHON) -m hpcai.slurm.testbed.bed up $(BED_ARGS)
+
+slurm-down:  ## end it, and leave nothing of it
+	@PYTHONPATH=src $(PYTHON) -m hpcai.slurm.testbed.bed down $(BED_ARGS)
 
 format: $(READY)test  ## put the code into its one shape
 	$(BIN)/ruff format .

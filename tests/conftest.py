@@ -6,6 +6,7 @@ HPCAI_REQUIRE=browser,mpi (or `all`: every marker but gpu) turns the skip of a t
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -58,6 +59,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": lambda: importlib.import_module("test_report_browser").missing(),  # at use: it imports much
     "imaging": lambda: _missing_extra("monai"),
     "mpi": lambda: None if shutil.which("mpiexec") else "mpiexec is not installed",
+    "slurm": lambda: importlib.import_module("slurm_bed").missing(),
     "gpu": lambda: None if any(Path("/proc/driver/nvidia/gpus").glob("*")) else "no CUDA device",
 }
 
@@ -77,6 +79,31 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.skipped and demanded and not hasattr(report, "wasxfail"):
         report.outcome, report.longrepr = "failed", f"HPCAI_REQUIRE={','.join(sorted(wanted))}: skipped: {report.longrepr[2]}"
     return report  # type: ignore[return-value]
+
+
+@functools.cache
+def _wants_slurm(file: Path) -> bool:
+    try:
+        return "mark.slurm" in file.read_text("utf-8")
+    except OSError:
+        return False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One Slurm a session: files with tests marked slurm go to one worker, any other test to whichever is free.
+
+    xdist's own mark for this, xdist_group, does nothing here: it sets a node's `_nodeid`, which pytest 9.2 does not read.
+    """
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneSlurm(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "slurm" if _wants_slurm(config.rootpath / nodeid.partition("::")[0]) else nodeid
+
+    return OneSlurm(config, log)
 
 
 def until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
@@ -297,6 +324,23 @@ def launch(tiny_npz: Path, tmp_path: Path, light_package: Path) -> Iterator[Laun
 def train(tiny_npz: Path, tmp_path: Path, package: Path) -> Iterator[Launcher]:
     """The launcher with the real training."""
     yield from _launcher(tiny_npz, tmp_path, package)
+
+
+@pytest.fixture(scope="session")
+def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real Slurm (slurm_bed.SlurmBed) for the session, and SLURM_CONF in our environment and our children's."""
+    kit = importlib.import_module("slurm_bed")
+    with kit.session_bed() as bed:
+        yield bed
+        if request.session.testsfailed:
+            kit.keep_logs(bed, tmp_path_factory.getbasetemp() / "slurm-log")
+
+
+@pytest.fixture
+def slurm(bed: Any) -> Any:
+    """The bed with an empty queue and free nodes, whatever the test before has left."""
+    bed.clear()
+    return bed
 
 
 @pytest.fixture

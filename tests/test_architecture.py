@@ -21,10 +21,10 @@ SOURCE = ROOT / "src" / "hpcai"
 LIGHT = [
     "errors",
     "config rundir output arguments",
-    "lease inputs journal",
-    "context cluster runs search",
-    "plan",
-    "worker experiments",
+    "lease inputs journal scheduler preflight",
+    "context cluster limits runs search",
+    "plan queued",
+    "worker experiments script requeue",
     "forkserver submit",
     "watch queue standings",
     "board trials",
@@ -33,7 +33,8 @@ LIGHT = [
     "run",
     "status",
     "verbs",
-    "cancellation removal",
+    "cancellation removal probe",
+    "clusterfile",
     "cli",
 ]
 HEAVY = [

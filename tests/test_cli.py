@@ -34,7 +34,7 @@ def test_every_verb_refuses_an_unknown_option_with_one_line(verb: str, capsys: p
     assert out == "" and err.startswith("--nonsense: unknown option.") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("run", "check")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("run", "plan", "check")])
 def test_every_verb_on_runs_has_help_with_its_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("--help", "-h"):
         assert main([verb, word]) == 0

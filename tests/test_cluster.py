@@ -15,7 +15,7 @@ from hpcai.config.check import check
 from hpcai.config.schema import Config
 
 MACHINE = Machine(cores=8, mem_gb=16.0, gpus=("A", "B"), cpu="c", system="s")
-RAW: dict[str, Any] = {"name": "x", "data": {"path": "x", "labels": ["a", "b"]}, "cluster": {"name": "here", "max_nodes": 2}}
+RAW: dict[str, Any] = {"name": "x", "data": {"path": "x", "labels": ["a", "b"]}, "cluster": {"name": "here"}}
 
 
 def config(job: str = "train", norm: str = "group", **resources: Any) -> Config:
@@ -29,11 +29,11 @@ def lines(**resources: Any) -> list[str]:
 
 
 def test_what_fits_is_allowed_to_the_last_piece() -> None:
-    assert lines(nodes=2, tasks_per_node=2, gpus_per_node=2, mem_gb=16.0, cpus_per_task=999) == []
+    assert lines(nodes=1, tasks_per_node=2, gpus_per_node=2, mem_gb=16.0, cpus_per_task=999) == []
 
 
 @pytest.mark.parametrize(("asked", "said"), [
-    ({"nodes": 3}, "3 resources.nodes=3: cluster here has 2. Ask for fewer."),
+    ({"nodes": 3}, "3 resources.nodes=3: cluster here has 1. Ask for fewer."),
     ({"gpus_per_node": 3}, "3 resources.gpus_per_node=3: this machine has 2 GPUs. Ask for resources.gpus_per_node=2."),
     ({"gpus_per_node": 1, "tasks_per_node": 2}, "3 resources.tasks_per_node=2: 1 GPUs a node, and a rank takes one. "
      "Ask for resources.tasks_per_node=1."),

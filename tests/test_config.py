@@ -142,6 +142,13 @@ def test_config_yaml_does_not_list_experiment_or_plus_experiment_would_fail() ->
         ("trainer.compile=1", "trainer.compile=1: must be true or false. Correct it."),
         ("trainer.augment=affine", "trainer.augment=affine: must be a list ([a,b]). Correct it."),
         ("trainer.augment=[affin]", "trainer.augment.0=affin: unknown. Did you mean affine?"),
+        ("cluster.facts={partitions: {gpu: {coers: 4, cores: 4}}}", "cluster.facts.partitions.gpu.coers: unknown. Did you mean cluster.facts.partitions.gpu.cores?"),
+        ("cluster.facts={partitions: {gpu: {gpus: 4}}}", "cluster.facts.partitions.gpu.cores: required. Write it into the cluster file."),
+        ("cluster.facts={max_submit: x}", "cluster.facts.max_submit=x: must be a whole number. Correct it."),
+        ("cluster.facts={home: \"\0\"}", "cluster.facts.home=?: a path holds no NUL. Correct it."),
+        ("cluster.max_nodes=3", None),
+        ("max_submit=3", None),
+        ("cluster.mail=me", "cluster.mail=me: is no address. Write one: name@host."),
         ("job=tran", "job=tran: unknown. Did you mean train?"),
         ("data.channels=2", "data.channels=2: unknown. Known: 1, 3."),
         ("data.labels=[a]", "data.labels=[a]: must be a list with a length of at least 2. Name more."),
@@ -420,7 +427,7 @@ def test_what_the_memory_saves_is_printed() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_resolved_config_of_each_experiment_is_on_record(name: str) -> None:
     """HPCAI_GOLDEN=1 writes them anew; the diff then shows what changed."""
-    found = yaml.safe_dump(load([f"+experiment={name}"]).model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    found = yaml.safe_dump(load([f"+experiment={name}"]).to_plain(), sort_keys=False, allow_unicode=True)
     if os.environ.get("HPCAI_GOLDEN"):
         (GOLDEN / f"{name}.yaml").write_text(found)
     assert (GOLDEN / f"{name}.yaml").read_text() == found
@@ -449,6 +456,7 @@ def test_help_has_every_key_choice_job_and_model_within_110_columns(tmp_path: Pa
     assert max(map(len, text.splitlines())) <= 110
     for name in [*(key.name for key in all_keys()), *JOBS, *MODELS, *EXPERIMENTS, *shipped()["cluster"], "My own words."]:
         assert name in text
+    assert text.count("cluster.facts") == 1 and "hpcai cluster check NAME" in " ".join(text.split())
     assert "  trainer.checkpoint_every_min  number [min], 5.0. minutes between checkpoints" in text
 
 

@@ -295,3 +295,54 @@ def test_records_are_on_the_disk_when_append_returns(run: RunDir) -> None:
     text = (lease.life_dir(run, 1) / "rank3.jsonl").read_bytes()
     assert text.count(b"\n") == 1 and json.loads(text)["message"] == "größe\n  "
     assert [r["event"] for r in lease.records(run, 1)[3]] == ["warning"]
+
+
+# --- lives of Slurm jobs
+
+
+def test_a_life_that_waits_for_its_job_is_pending_and_belongs_to_it(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    life = lease.take(run, 2, kind="slurm", job=None, restart=0)
+    assert lease.read_state(run).state == "pending"  # its submitter, this process, is alive
+    lease.give_to_job(run, life, "48211", ["48211", "48212"])
+    owner = lease.read_owner(run, life)
+    rundir.write_json(lease.life_dir(run, life) / "owner.json", {**owner, "pid": 2**22 - 1, "started": "gone"})
+    state = lease.read_state(run)
+    assert (state.state, state.slurm_job, state.owner) == ("pending", "48211", "job 48211")
+    with pytest.raises(OwnedError, match="job 48211"):
+        lease.take(run, 2)
+
+
+def test_a_life_whose_submitter_vanished_before_there_was_a_job_is_lost(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    life = lease.take(run, 1, kind="slurm", job=None, restart=0)
+    owner = lease.read_owner(run, life)
+    rundir.write_json(lease.life_dir(run, life) / "owner.json", {**owner, "pid": 2**22 - 1, "started": "gone"})
+    assert lease.read_state(run).state == "lost"
+
+
+def test_a_life_is_claimed_once(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    life = lease.take(run, 1, kind="slurm", job="7", restart=0)
+    assert [lease.claim(run, life, who) for who in ("7 0", "7 0", "7 1")] == [True, False, False]
+
+
+def test_a_life_that_the_scheduler_calls_over_is_followed_whatever_its_records_say(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    lease.take(run, 1, kind="slurm", job="7", restart=0)
+    lease.append(run, 1, 0, "begin", **lease.me())
+    assert lease.read_state(run).state == "running"
+    with pytest.raises(OwnedError):
+        lease.take(run, 1, kind="slurm", job="8", restart=0)
+    assert lease.take(run, 1, over=1, kind="slurm", job="7", restart=1) == 2
+    with pytest.raises(OwnedError, match="Nothing was written"):
+        lease.fence(run, 1)
+
+
+def test_a_run_that_was_given_up_says_why(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    lease.take(run, 1, kind="slurm", job="7", restart=0)
+    lease.append(run, 1, 0, "end", code=140, message="stopped.")
+    lease.give_up(run, 1, "run=x: 3 starts without a new step.")
+    state = lease.read_state(run)
+    assert (state.state, state.code, state.message) == ("failed", 5, "run=x: 3 starts without a new step.")

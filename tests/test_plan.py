@@ -43,7 +43,9 @@ DOES_NOT = {
     "name": "x", "from_run": "x", "runs_dir": "/elsewhere", "trainer.log_every": "7", "trainer.checkpoint_every": "7",
     "trainer.checkpoint_every_min": "7", "trainer.keep_last": "7", "trainer.checkpoint_async": "true", "resources.nodes": "2",
     "resources.tasks_per_node": "2", "resources.gpus_per_node": "2", "resources.cpus_per_task": "2", "resources.mem_gb": "2",
-    "resources.timeout_min": "2", "cluster.name": "x", "cluster.executor": None, "cluster.max_nodes": "2",
+    "resources.timeout_min": "2", "cluster.name": "x", "cluster.executor": None, "cluster.account": "x",
+    "cluster.partition": "x", "cluster.qos": "x", "cluster.reservation": "x", "cluster.mail": "a@b", "cluster.python": "/x",
+    "cluster.preflight": "true", "cluster.chain": "2", "cluster.facts": "x", "runs_access": "group",
     "tracking.tensorboard": "true", "tracking.mlflow": "/x", "tracking.experiment": "x", "tracking.wait_s": "7", "pipeline": "x",
     "depends_on": "x",
 }  # fmt: skip

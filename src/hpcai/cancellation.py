@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcai import lease, rundir, runs, submit
+from hpcai import lease, queued, rundir, runs, scheduler, submit
 from hpcai.arguments import Words
 from hpcai.errors import Faults, HpcaiError, OwnedError, PlanError, one_line
 from hpcai.lease import RunState
@@ -42,12 +42,13 @@ def main(argv: list[str]) -> int:
     if options is None:
         return 0
     targets = found(options.names, options.runs_dir)
-    idle = [target for target in targets if not holders(target)]
+    seen = queued.Watch()
+    idle = [target for target in targets if not holders(target, seen)]
     faults = {target.path: fault for target in idle if (fault := _unknown_process(target))}
     faults |= stop(targets, wait=not options.no_wait)
     codes = []
     for target in targets:
-        state = runs.state_of(target)
+        state = queued.state_of(target)
         codes.append(0 if target in idle or options.no_wait else _code(state))
         if not options.json and target.path not in faults:
             print(_told(target, state, idle=target in idle, asked=options.no_wait))
@@ -82,7 +83,8 @@ def stop(targets: Sequence[RunDir], *, wait: bool) -> dict[Path, HpcaiError]:
     """
     faults: dict[Path, HpcaiError] = {}
     sent: dict[Path, float] = {}
-    while todo := [run for target in targets for run in holders(target) if run.path not in faults]:
+    seen = queued.Watch()
+    while todo := [run for target in targets for run in holders(target, seen) if run.path not in faults]:
         for run in todo:
             if fault := _out_of_reach(run):
                 faults[run.path] = fault
@@ -94,11 +96,13 @@ def stop(targets: Sequence[RunDir], *, wait: bool) -> dict[Path, HpcaiError]:
     return faults
 
 
-def holders(target: RunDir) -> list[RunDir]:
+def holders(target: RunDir, seen: queued.Watch) -> list[RunDir]:
     """Who is to be asked: a run or a sweep's driver itself; members that run without their driver; nobody."""
-    if runs.state_of(target).state not in ENDED:
+    members = members_of(target.path)
+    states = seen.states([target, *members])
+    if states[target.path].state not in ENDED:
         return [target]
-    return [member for member in members_of(target.path) if runs.state_of(member).state not in ENDED]
+    return [member for member in members if states[member.path].state not in ENDED]
 
 
 def ask(run: RunDir) -> bool:
@@ -109,12 +113,34 @@ def ask(run: RunDir) -> bool:
     life = lease.last_life(run)
     try:
         owner = rundir.read_json(lease.life_dir(run, life) / "owner.json")
+        if owner.get("job"):
+            return _ask_slurm(run, life, owner)
         if submit.ask_to_stop(run, life, owner["ranks"]):
             return True
         late = time.time() - owner["time"] > BEGIN_S
         return any([_signal(who) for who in ([owner] if late else []) or _orphans(run, life, owner)])
     except DAMAGED:
         return False
+
+
+def _ask_slurm(run: RunDir, life: int, owner: Mapping[str, Any]) -> bool:
+    """SIGTERM to the ranks of a running job, which save a checkpoint: not scancel, which gives them KillWait seconds at most.
+
+    A job that waits is taken out of the queue, and so are those that would follow it.
+    """
+    job = str(owner["job"])
+    answer = scheduler.look([job], history=False)
+    known = answer.jobs.get(job)
+    if known is None or not known.active:
+        return answer.queue
+    if later := [str(other) for other in owner.get("chain", []) if str(other) != job]:
+        scheduler.cancel(later)
+    if known.state == "PENDING" or known.state.startswith("REQUEUE"):
+        scheduler.cancel([job])
+        lease.give_up(run, life, f"cancelled while it waited. hpcai resume {run.path.name} sends it again.", 143)
+        return True
+    scheduler.cancel([job], signal="TERM")
+    return True
 
 
 def _orphans(run: RunDir, life: int, owner: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -146,6 +172,8 @@ def _processes(run: RunDir) -> list[Mapping[str, Any]]:
 
 def _out_of_reach(run: RunDir) -> HpcaiError | None:
     """Why it cannot be stopped from here, if so: it runs on another host, or as another user."""
+    if lease.read_owner(run, lease.last_life(run)).get("kind") == "slurm":
+        return None  # scancel reaches it from anywhere
     there = _processes(run)
     name = one_line(run.path.name, 120)
     try:

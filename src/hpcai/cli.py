@@ -23,6 +23,10 @@ def _main(module: str, name: str = "main") -> Callable[[list[str]], int]:
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "run": ("+experiment=NAME [key=value ...]: plan and start a run (the same as python -m hpcai.run)", _main("run")),
+    "plan": (
+        "+experiment=NAME [key=value ...] [--explain]: what would be sent, byte for byte; with a reason a line",
+        lambda argv: _main("run")(["--dry-run", *argv]),
+    ),
     "check": ("[+experiment=NAME ...] [--all] [--config-dir DIR]: compose, check and plan without data", _main("experiments")),
     "status": ("[NAME ...]: every run and sweep: state, progress, best validation score, age", _main("status")),
     "logs": ("NAME [-f] [--rank N]: what a rank said", _main("verbs", "logs")),
@@ -30,6 +34,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "cancel": ("NAME ... [--no-wait]: stop them, with checkpoints", _main("cancellation")),
     "resume": ("NAME [--no-wait]: go on with a run or a sweep", _main("verbs", "resume")),
     "report": ("NAME: the answer of a finished run", _main("verbs", "report")),
+    "cluster": ("check NAME|FILE, or probe [-o FILE]: what is known of a machine, and from where", _main("clusterfile")),
     "rm": ("NAME ... [--yes] [--members]: delete their folders; asks first", _main("removal")),
 }
 

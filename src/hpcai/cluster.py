@@ -1,4 +1,4 @@
-"""What a machine allows, and the rules that a plan is checked against. Today `local`; Slurm clusters are to come as data."""
+"""What this machine is, and the rules of runs that it does itself. What a Slurm machine allows: limits.py."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def threads(config: Config, machine: Machine) -> int:
 
 
 def limits(config: Config) -> Iterator[HpcaiError]:
-    """What the cluster's own file does not allow, whatever machine this is."""
+    """What a run without a scheduler cannot have, whatever machine this is."""
     asked, name = config.resources.nodes, config.cluster.name
-    if asked > config.cluster.max_nodes:
-        yield PlanError(f"resources.nodes={asked}: cluster {name} has {config.cluster.max_nodes}. Ask for fewer.")
+    if asked > 1 and config.cluster.executor == "local":
+        yield PlanError(f"resources.nodes={asked}: cluster {name} has 1. Ask for fewer.")
 
 
 def violations(config: Config, machine: Machine) -> Iterator[HpcaiError]:
@@ -88,8 +88,26 @@ def warnings(config: Config, machine: Machine) -> Iterator[str]:
     wanted = ranks * (config.resources.cpus_per_task or 1)
     if wanted > machine.cores:
         yield (f"resources.tasks_per_node={ranks}: {wanted} threads share {machine.cores} cores. It runs, but no faster.")
+    yield from per_rank_statistics(config)
+    yield from without_effect(config)
+
+
+def per_rank_statistics(config: Config) -> Iterator[str]:
+    """Whether a net's scores depend on the number of its ranks, on whatever machine."""
+    ranks = config.resources.nodes * config.resources.tasks_per_node
     if ranks > 1 and config.job == "train" and config.model.norm == "batch":
         yield (
             f"model.norm=batch: on {ranks} ranks the statistics are per rank, so scores differ from one rank's. "
             "model.norm=group gives the same on any rank count."
         )
+
+
+OF_A_SCHEDULER = ("account", "partition", "qos", "reservation", "mail", "python", "preflight", "chain")
+
+
+def without_effect(config: Config) -> Iterator[str]:
+    """Keys that only Slurm reads, set for a run without it: a mail that never comes should be no surprise."""
+    cluster = config.cluster
+    asked = [f"cluster.{name}" for name in OF_A_SCHEDULER if getattr(cluster, name)]
+    if asked and cluster.executor == "local":
+        yield f"{', '.join(asked)}: without effect on {cluster.name}, which has no scheduler. Leave out, or name another cluster."

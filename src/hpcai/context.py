@@ -44,7 +44,10 @@ _LAUNCHERS: dict[str, tuple[str, str, str, str, str, str]] = {
         "SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_LOCALID", "SUBMITIT_LOCAL_NTASKS",
         "SUBMITIT_LOCAL_NODEID", "SUBMITIT_LOCAL_JOB_NUM_NODES", "SUBMITIT_LOCAL_JOB_ID",
     ),
-    "srun": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_NODEID", "SLURM_STEP_NUM_NODES", "SLURM_JOB_ID"),
+    "srun": (
+        "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_NODEID", "SLURM_STEP_NUM_NODES",
+        "SLURM_JOB_ID SLURM_STEP_ID SLURM_RESTART_COUNT",  # one job may hold many steps, and start again
+    ),
     "mpiexec": (
         "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE",
         "OMPI_MCA_orte_node_rank", "OMPI_MCA_orte_num_nodes", "PMIX_NAMESPACE",
@@ -67,7 +70,7 @@ def read_ranks(environ: Mapping[str, str]) -> Ranks:
                     node=int(environ.get(node, "0")),
                     nodes=int(environ.get(nodes, "1")),
                     launcher=launcher,
-                    group=environ.get(group, ""),
+                    group="-".join(environ[part] for part in group.split() if environ.get(part)),
                 )
             except ValueError as e:
                 raise PlanError(f"{rank}={environ[rank]}: {launcher} sets whole numbers here. Unset it.") from e
@@ -75,6 +78,12 @@ def read_ranks(environ: Mapping[str, str]) -> Ranks:
                 raise PlanError(f"{rank}={ranks.rank}: {world_size} is {ranks.world_size}. Unset both, or start by {launcher}.")
             return ranks
     return Ranks()
+
+
+def current_job(environ: Mapping[str, str]) -> str | None:
+    """The Slurm job that this process belongs to, as squeue names it: an array's task by its array."""
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
 
 
 class Stop:

@@ -1,8 +1,13 @@
 """Who owns a run, and what became of it: one folder a life, numbered from 1; the number is the fencing token.
 
     lives/0003/owner.json     who took it: host, pid, process start, ranks            renamed into place: the first one wins
+    lives/0003/claim          which start of which Slurm job runs it                  made once: the first one wins
     lives/0003/rank0.jsonl    begin, progress, warning, end of each rank              appended by that rank alone
     lives/0003/beat           touched every 10 s by rank 0                            for readers on another host
+    lives/0003/verdict.json   why it will not be tried again                          by the batch script, after its ranks
+
+On Slurm a life belongs to a job (owner.json: kind, job, restart): taken by the submitter, before there is a job, or by rank 0
+of a start that follows another. What its records do not say, the scheduler does (scheduler.py): nobody here asks it.
 
 A life is taken by renaming a prepared folder to the next number. rename(2) fails on a folder that is not empty, on every file
 system that clusters use, so of two launches at the same moment one wins. Nothing is ever taken over or deleted: the run's last
@@ -16,7 +21,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +40,7 @@ class RunState:
     """What the records say. `code` and `message` are the verdict of a run that ended; `step` the last one on record.
 
     `told`: when the newest record was written. `unreadable` is runs.state_of's word for damaged records: read_state raises.
+    `slurm_job`: the job that has, or had, the life.
     """
 
     state: State
@@ -45,6 +51,7 @@ class RunState:
     step: int | None = None
     ended: float | None = None
     told: float | None = None
+    slurm_job: str | None = None
 
 
 def last_life(run: RunDir) -> int:
@@ -60,20 +67,22 @@ def life_dir(run: RunDir, life: int) -> Path:
     return run.lives / f"{life:04d}"
 
 
-def take(run: RunDir, ranks: int) -> int:
+def take(run: RunDir, ranks: int, *, over: int = 0, **facts: object) -> int:
     """Starts the next life of a run that nobody runs, for this process; returns its number.
+
+    `over`: a life that is over, whatever its records say: the scheduler knows. `facts`: more for owner.json.
 
     Raises: OwnedError if somebody runs it, or took it at this moment.
     """
     state = read_state(run)
-    if state.state in ("pending", "running"):
+    if state.state in ("pending", "running") and state.life != over:
         raise OwnedError(f"run={run.path.name}: {state.owner} runs it. Wait for it, or stop it by SIGTERM to that process.")
     life = state.life + 1
     run.lives.mkdir(parents=True, exist_ok=True)
     beside = run.lives / f".{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
     beside.mkdir()
     try:
-        write_json(beside / "owner.json", {**me(), "ranks": ranks, "time": time.time()})
+        write_json(beside / "owner.json", {**me(), "ranks": ranks, "time": time.time(), **facts})
         beside.rename(life_dir(run, life))
     except OSError as e:
         shutil.rmtree(beside, ignore_errors=True)
@@ -125,6 +134,41 @@ def beat(run: RunDir, life: int) -> None:
     (life_dir(run, life) / "beat").touch()
 
 
+def read_owner(run: RunDir, life: int) -> dict[str, Any]:
+    """owner.json of a life; nothing if there is no such life."""
+    try:
+        owner: dict[str, Any] = read_json(life_dir(run, life) / "owner.json")
+    except FileNotFoundError:
+        return {}
+    return owner
+
+
+def give_to_job(run: RunDir, life: int, job: str, chain: Sequence[str] = ()) -> None:
+    """Writes down which Slurm job has the life: the submitter does, and the job itself where the submitter did not live to.
+
+    `chain`: the jobs that follow each other, `job` among them.
+    """
+    owner = read_owner(run, life)
+    if owner.get("job") != job or list(chain) not in ([], owner.get("chain")):
+        write_json(life_dir(run, life) / "owner.json", {**owner, "job": job} | ({"chain": list(chain)} if chain else {}))
+
+
+def claim(run: RunDir, life: int, who: str) -> bool:
+    """Makes a life that was taken for a Slurm job the one of `who`, one start of it; False if another start has it."""
+    try:
+        file = os.open(life_dir(run, life) / "claim", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return False
+    with os.fdopen(file, "w") as f:
+        f.write(who)
+    return True
+
+
+def give_up(run: RunDir, life: int, message: str, code: int = 5) -> None:
+    """The life is the last one that comes by itself; `message` says why, and is the run's verdict."""
+    write_json(life_dir(run, life) / "verdict.json", {"code": code, "message": message, "time": time.time()})
+
+
 def hand_over(run: RunDir, life: int, pid: int) -> None:
     """Makes process `pid`, which starts the ranks, the owner: the run outlives the launcher."""
     path = life_dir(run, life) / "owner.json"
@@ -145,27 +189,52 @@ def _look(run: RunDir) -> RunState:
     owner = read_json(life_dir(run, life) / "owner.json")
     told = outline(run, life)
     newest = max([owner["time"], *(r["time"] for rank in told.values() for r in rank)])
-    return replace(_judged(run, life, owner, told), told=float(newest))
+    return replace(_judged(run, life, owner, told), told=float(newest), slurm_job=owner.get("job"))
 
 
 def _judged(run: RunDir, life: int, owner: Mapping[str, Any], told: Mapping[int, list[dict[str, Any]]]) -> RunState:
     who = f"process {owner['pid']} on {owner['host']}"
+    if owner.get("kind") == "slurm":
+        who = f"job {owner['job']}" if owner["job"] else f"{who} (submitting)"
     ends = [r for rank in told.values() for r in rank if r["event"] == "end"]
     step = max((r["step"] for rank in told.values() for r in rank if r.get("step") is not None), default=None)
     ended = {r["rank"] for r in ends}
     missing = sorted(set(range(owner["ranks"])) - ended)
+    if (given_up := _given_up(run, life)) is not None:
+        code = int(given_up["code"])
+        how: State = "stopped" if code >= 128 else "failed"
+        return RunState(how, life, code, str(given_up["message"]), who, step, float(given_up["time"]))
     if not missing:
         return _verdict(ends, life, who, step)
     begun = [r for rank in told.values() for r in rank if r["event"] == "begin"]
     if any(_alive(r, run, life) for r in begun if r["rank"] not in ended):
         return RunState("running", life, owner=who, step=step)
-    if _alive(owner, run, life):
+    if owner.get("job"):  # who submitted it has nothing more to do with it
+        if not begun and not _claimed_long_ago(run, life):
+            return RunState("pending", life, owner=who, step=step)
+    elif _alive(owner, run, life):
         return RunState("running" if begun else "pending", life, owner=who, step=step)
     causes = [r for r in ends if 0 < r["code"] < 128 and not r.get("collateral")]
     if causes:
         return _verdict(causes, life, who, step)
     text = f"run.rank={missing[0]}: ended without a word (killed, or out of memory). The same command goes on."
     return RunState("lost", life, 5, text, who, step)
+
+
+def _claimed_long_ago(run: RunDir, life: int) -> bool:
+    """A start that claimed the life has had time to begin."""
+    try:
+        return time.time() - (life_dir(run, life) / "claim").stat().st_mtime > SILENT_S
+    except FileNotFoundError:
+        return False
+
+
+def _given_up(run: RunDir, life: int) -> dict[str, Any] | None:
+    try:
+        verdict: dict[str, Any] = read_json(life_dir(run, life) / "verdict.json")
+    except FileNotFoundError:
+        return None
+    return verdict
 
 
 def _verdict(ends: list[dict[str, Any]], life: int, who: str, step: int | None) -> RunState:

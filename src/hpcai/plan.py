@@ -10,20 +10,23 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hpcai import cluster, inputs, rundir
+from hpcai import cluster, inputs, limits, preflight, rundir
 from hpcai.cluster import Machine
 from hpcai.config.jobs import JOBS, PLACEHOLDER_LABELS
 from hpcai.config.schema import Config
 from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, RunError, near, one_line
 from hpcai.inputs import Input
+from hpcai.limits import Allocation
 from hpcai.rundir import RunDir
 
 GIVEN = ("labels", "image_size", "channels")  # keys of data that a job takes from the runs it names
@@ -31,7 +34,10 @@ GIVEN = ("labels", "image_size", "channels")  # keys of data that a job takes fr
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What will run, where, with what. `threads` is per rank; `from_run`: run_id and the model's sha256 of each run read."""
+    """What will run, where, with what. `threads` is per rank; `from_run`: run_id and the model's sha256 of each run read.
+
+    `slurm`: what is asked of the scheduler (partition, qos, account, reservation, whole) and its price; None: no scheduler.
+    """
 
     run_id: str
     run_dir: str
@@ -43,6 +49,7 @@ class JobPlan:
     identity: str
     from_run: list[dict[str, str | None]]
     warnings: list[str]
+    slurm: dict[str, Any] | None = None
     version: int = rundir.VERSION
 
     @property
@@ -81,9 +88,8 @@ def make_plan(config: Config, *, anew: bool = False, pending: bool = False) -> t
     faults: list[HpcaiError] = []
     machine = cluster.read_machine()
     config = config.model_copy(update={"runs_dir": str(inputs.expanded(config.runs_dir))})
-    faults += cluster.limits(config)
-    faults += cluster.violations(config, machine)
-    faults += _folder_faults(Path(config.runs_dir))
+    faults += machine_faults(config, machine)
+    faults += _folder_faults(Path(config.runs_dir), on_slurm=config.cluster.executor == "slurm")
     trained: list[RunDir] = _try(faults, lambda: find_runs(config, finished=not pending)) or []
     if ended := [run for run in trained if _ended(run)]:
         config = _try(faults, lambda: with_trained(config, ended)) or config
@@ -103,6 +109,7 @@ def make_plan(config: Config, *, anew: bool = False, pending: bool = False) -> t
 def outline(config: Config, machine: Machine, trained: Sequence[RunDir] = (), *, anew: bool = False) -> JobPlan:
     """The plan alone, of a config that was checked: looks at no data."""
     identity = digest(config, [run.path.name for run in trained])
+    given = limits.allocation(config) if config.cluster.executor == "slurm" else None
     run_dir = _folder(Path(config.runs_dir).absolute() / f"{config.name}-{identity[:8]}", anew)
     sources = [{"run_id": run.path.name, "sha256": read_model(run)["sha256"] if _ended(run) else None} for run in trained]
     return JobPlan(
@@ -112,11 +119,43 @@ def outline(config: Config, machine: Machine, trained: Sequence[RunDir] = (), *,
         cluster=config.cluster.name,
         executor=config.cluster.executor,
         resources=config.resources.model_dump(),
-        threads=cluster.threads(config, machine),
+        threads=given.threads if given else cluster.threads(config, machine),
         identity=identity,
         from_run=sources,
-        warnings=list(cluster.warnings(config, machine)),
+        warnings=list(_slurm_warnings(config, given) if given else cluster.warnings(config, machine)),
+        slurm=_asked_of_slurm(config, given) if given else None,
     )
+
+
+def machine_faults(config: Config, machine: Machine) -> Iterator[HpcaiError]:
+    """What the machine that is to run it does not allow: this one, or the one that the cluster file describes."""
+    yield from cluster.limits(config)
+    if config.cluster.executor != "slurm":
+        yield from cluster.violations(config, machine)
+        return
+    yield from limits.violations(config)
+    if config.cluster.python is None and find_spec("torch") is None:
+        yield PlanError("cluster.python=null: this Python has no torch. Give the Python of the compute nodes' environment.")
+
+
+def _slurm_warnings(config: Config, given: Allocation) -> Iterator[str]:
+    yield from limits.warnings(config, given)
+    if config.resources.gpus_per_node:
+        wheel = preflight.wheel_cuda(config.cluster.python or sys.executable)
+        if advice := preflight.wheel_advice(config.cluster.facts.cuda, wheel):
+            yield advice
+
+
+def _asked_of_slurm(config: Config, given: Allocation) -> dict[str, Any]:
+    price = limits.price(config, given)
+    return {
+        "partition": given.partition,
+        "qos": given.qos,
+        "account": config.cluster.account,
+        "reservation": config.cluster.reservation,
+        "whole": given.whole,
+        "price": asdict(price) if price else None,
+    }
 
 
 def _folder(first: Path, anew: bool) -> Path:
@@ -312,8 +351,10 @@ def _located_model(config: Config) -> Any:
     return config.model.model_copy(update={"init_from": str(path)})
 
 
-def _folder_faults(folder: Path) -> Iterator[HpcaiError]:
+def _folder_faults(folder: Path, *, on_slurm: bool = False) -> Iterator[HpcaiError]:
     shown = f"runs_dir={one_line(str(folder), 120)}"
+    if on_slurm and not str(folder.absolute()).isprintable():
+        yield PlanError(f"{shown}: holds a control character, which ends a line of a batch script. Choose another folder.")
     for sign, why in (("%", "which submitit replaces in paths"), (":", "which parts the folders of PYTHONPATH")):
         if sign in str(folder.absolute()):
             yield PlanError(f"{shown}: holds {sign}, {why}. Choose another folder.")

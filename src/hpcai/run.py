@@ -1,9 +1,9 @@
 """`python -m hpcai.run +experiment=NAME [key=value ...]`: arguments -> compose -> check -> plan -> submit -> watch.
 
 The words are Hydra's; the exit codes stand in errors.py. Starts light: neither torch nor numpy before the job's own process.
+An old Python must be able to parse it, to be told that it is old (hpcai/__init__.py): so no `:=`, and quotes round types
+that are imported for typing alone.
 """
-
-from __future__ import annotations
 
 import argparse
 import gc
@@ -14,13 +14,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from hpcai.errors import ConfigError, Faults, HpcaiError, one_line
+if not __package__:  # started by its path: then src/ is the place to import from, not the package's own folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from hpcai.errors import ConfigError, Faults, HpcaiError, OwnedError, PlanError, one_line
 from hpcai.output import exit_code, steady
 
 if TYPE_CHECKING:
     from hpcai.config.schema import Config
     from hpcai.inputs import Input
+    from hpcai.lease import RunState
     from hpcai.plan import JobPlan
+    from hpcai.rundir import RunDir
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -34,12 +39,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--cfg", choices=["job"])
     parser.add_argument("--config-dir", "-cd", type=Path)
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--explain", action="store_true")
     parser.add_argument("--no-wait", action="store_true")
     parser.add_argument("--anew", action="store_true")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--search", metavar="trials=N[,seed=0,sampler=tpe,pruner=median]")
     parser.add_argument("--junit", type=Path, metavar="FILE")
     options, rest = parser.parse_known_args(argv)
+    options.dry_run |= options.explain
     unknown = [word for word in rest if word.startswith("-") and "=" not in word]
     if unknown:
         raise ConfigError(f"{unknown[0]}: unknown option. See --help.")
@@ -86,7 +93,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.cfg:
         import yaml
 
-        print(yaml.safe_dump(load(overrides, options.config_dir).model_dump(), sort_keys=False, allow_unicode=True), end="")
+        print(yaml.safe_dump(load(overrides, options.config_dir).to_plain(), sort_keys=False, allow_unicode=True), end="")
         return 0
     config, faults = examine(overrides, options.config_dir)
     if config is None:
@@ -113,7 +120,7 @@ def many(options: argparse.Namespace, overrides: list[str]) -> int:
     return sweep.run_search(overrides, options.search, told) if options.search is not None else sweep.run_grid(overrides, told)
 
 
-def launch(options: argparse.Namespace, plan: JobPlan, config: Config, files: list[Input]) -> int:
+def launch(options: argparse.Namespace, plan: "JobPlan", config: "Config", files: "list[Input]") -> int:
     """Shows the finished run, says who runs it, or starts it and watches it to its end.
 
     Raises: OwnedError if somebody runs it; Faults if it cannot go on as it began.
@@ -123,14 +130,14 @@ def launch(options: argparse.Namespace, plan: JobPlan, config: Config, files: li
 
     run = RunDir(Path(plan.run_dir))
     submit.check_identity(run, plan)
+    if plan.executor == "slurm":
+        return send(options, run, plan, config, files)
     state = lease.read_state(run)
     if state.state == "completed":
-        print(f"finished {watch.ago(time.time() - (state.ended or 0))}: {watch.shown(run.report_html)}")
-        for fault in submit.differences(run, plan, files):
-            print(f"note: {fault}", file=sys.stderr)
-        return 0
+        return show_finished(run, plan, files, state)
     unfinished = state.state in ("stopped", "failed", "lost") and run.plan.is_file()
-    if unfinished and (faults := list(submit.differences(run, plan, files))):
+    faults = list(submit.differences(run, plan, files)) if unfinished else []
+    if faults:
         raise Faults(faults)  # before a life is taken: what is refused leaves no trace
     print(describe(plan, config, files), flush=True)
     for warning in plan.warnings:
@@ -150,7 +157,51 @@ def launch(options: argparse.Namespace, plan: JobPlan, config: Config, files: li
     return watch.follow(run, plan, config, job, life, asked)
 
 
-def describe(plan: JobPlan, config: Config, files: list[Input]) -> str:
+def send(options: argparse.Namespace, run: "RunDir", plan: "JobPlan", config: "Config", files: "list[Input]") -> int:
+    """The same on Slurm: shows, says who runs it, or submits it and returns at once.
+
+    Raises: OwnedError if it is in the queue or runs; PlanError if Slurm does not answer or refuses it.
+    """
+    from hpcai import lease, queued, scheduler, script, submit
+
+    state = queued.state_of(run)
+    if state.state == "completed":
+        return show_finished(run, plan, files, state)
+    if not options.dry_run and state.state in ("pending", "running"):
+        raise OwnedError(f"run={plan.run_id}: {state.owner} has it ({state.state}). hpcai status {plan.run_id} says more.")
+    faults = list(submit.differences(run, plan, files)) if run.plan.is_file() and state.state != "new" else []
+    if faults:
+        raise Faults(faults)
+    print(describe(plan, config, files), flush=True)
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.dry_run:
+        print(script.explain(plan, config) if options.explain else script.text(plan, config), end="")
+        return 0
+    why = scheduler.unavailable()
+    if why:
+        raise PlanError(f"cluster={plan.cluster}: {why}")
+    os.umask(0o027 if config.runs_access == "group" else 0o077)
+    life = lease.take(run, plan.ranks, over=state.life, kind="slurm", job=None, restart=0)
+    submit.prepare(run, plan, config, files)
+    jobs = submit.send(run, plan, config, life)
+    price = (plan.slurm or {}).get("price")
+    cost = f", {price['words']}" if price else ""
+    print(f"submitted: job {', '.join(jobs)}{cost}  see: hpcai status {plan.run_id}")
+    return 0
+
+
+def show_finished(run: "RunDir", plan: "JobPlan", files: "list[Input]", state: "RunState") -> int:
+    """A finished run is shown, with what differs today."""
+    from hpcai import submit, watch
+
+    print(f"finished {watch.ago(time.time() - (state.ended or 0))}: {watch.shown(run.report_html)}")
+    for fault in submit.differences(run, plan, files):
+        print(f"note: {fault}", file=sys.stderr)
+    return 0
+
+
+def describe(plan: "JobPlan", config: "Config", files: "list[Input]") -> str:
     """The plan on one line."""
     size = sum(f.bytes for f in files)
     asked = plan.resources

@@ -3,6 +3,7 @@
     RUN/
       config.yaml  plan.json  environment.json  data.json      the submitter writes, ranks read
       code/hpcai/                                              the package as it was at submission
+      job.sbatch  preflight/<node>.json                        what Slurm was given; whether its nodes are fit (if asked for)
       lives/0001/{owner.json, rank0.jsonl, beat, address.json} one folder a life (see lease.py)
       logs/rank0.log   submitit/                               what ranks say; what they print past it
       split.json  metrics.jsonl  checkpoints/                  rank 0 (train)
@@ -59,6 +60,16 @@ class RunDir:
     def code(self) -> Path:
         """The snapshot: this folder goes on PYTHONPATH."""
         return self.path / "code"
+
+    @property
+    def script(self) -> Path:
+        """The batch script that Slurm was given."""
+        return self.path / "job.sbatch"
+
+    @property
+    def preflight(self) -> Path:
+        """<node>.json: the verdict on each node, where it was asked for."""
+        return self.path / "preflight"
 
     @property
     def lives(self) -> Path:

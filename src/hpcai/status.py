@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpcai import rundir, runs
+from hpcai import queued, rundir, runs
 from hpcai.arguments import Words
 from hpcai.errors import ConfigError, Faults, HpcaiError, one_line
 from hpcai.lease import RunState
@@ -94,7 +94,7 @@ def note(name: str, state: RunState) -> str:
         case "new":
             return f"not started. hpcai resume {name} starts it."
         case "pending" | "running":
-            return one_line(state.owner, 200)
+            return one_line(": ".join(word for word in (state.owner, state.message) if word), 300)
         case "unreadable":
             return f"{one_line(state.message, 200)} Restore the file, or hpcai rm {name}."
         case "lost" | "stopped":
@@ -103,9 +103,9 @@ def note(name: str, state: RunState) -> str:
             return one_line(state.message, 400)
 
 
-def read_row(run: RunDir) -> Row | None:
-    """What is known of a run; None if its folder was removed meanwhile."""
-    state = runs.state_of(run)
+def read_row(run: RunDir, state: RunState | None = None) -> Row | None:
+    """What is known of a run; None if its folder was removed meanwhile. `state`: where the scheduler was asked already."""
+    state = state or queued.state_of(run)
     try:
         job = rundir.read_json(run.plan)["job"]
         if not (isinstance(job, str) and job.isidentifier()):
@@ -204,7 +204,8 @@ def look(runs_dir: Path, targets: Sequence[RunDir] | None = None) -> tuple[list[
         members = [m for folder in sweeps for m in members_of(folder)]
         chosen = {run.path: run for run in (*(t for t in targets if t.path not in sweeps), *members)}
         folders = [run for run in chosen.values() if runs.is_run(run.path)]
-    rows = [row for run in folders if (row := read_row(run))]
+    states = queued.states(folders)
+    rows = [row for run in folders if (row := read_row(run, states[run.path]))]
     known = {str(row.run.path): row.state for row in rows}
     return rows, [read_sweep_row(folder, known) for folder in sweeps]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import platform
 import re
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import hpcai
-from hpcai import cluster, lease, rundir
+from hpcai import cluster, lease, rundir, scheduler, script
 from hpcai.config.schema import Config
 from hpcai.context import HELD_SIGNALS
 from hpcai.errors import DataError, Faults, HpcaiError, PlanError
@@ -35,6 +36,7 @@ from hpcai.runs import DAMAGED
 
 PACKAGE = Path(hpcai.__file__).parent
 NOT_FROZEN = ("__pycache__", "shipped")  # shipped data is an input with a digest, not code
+CHAIN = 4  # jobs in a row where a site allows no requeue
 AGAIN_S = 2.0  # a stop is asked for again so often: a rank may not have been ready for the first
 NEUTRAL = ("psutil", "rich")  # required, but no result depends on them
 
@@ -128,6 +130,8 @@ def prepare(run: RunDir, plan: JobPlan, config: Config, files: list[Input], froz
         data = {"name": config.data.name, "source": config.data.source, "licence": config.data.licence}
         rundir.write_json(run.data, {**data, "files": [asdict(f) for f in files]})
     rundir.write_bytes(run.config, _yaml(config))
+    if plan.executor == "slurm":
+        rundir.write_bytes(run.script, script.text(plan, config).encode())
     rundir.write_json(run.plan, plan.to_json())
 
 
@@ -141,6 +145,65 @@ def start(run: RunDir, plan: JobPlan, life: int, gpus: Sequence[int] = ()) -> An
         job = executor._submit_command(executor._submitit_command_str)
     lease.hand_over(run, life, job._process.pid)
     return job
+
+
+def send(run: RunDir, plan: JobPlan, config: Config, life: int) -> list[str]:
+    """Gives the run's script to Slurm, by submitit; returns the job's id, and those of the jobs that follow it in a chain.
+
+    Raises: PlanError with the site's reason if it is refused: the life has then ended.
+    """
+    jobs: list[str] = []
+    facts = config.cluster.facts
+    try:
+        with _own_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
+            for _ in range(config.cluster.chain or (CHAIN if facts.requeue is False else 1)):
+                after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
+                executor = _slurm_executor(run, plan, after)
+                jobs.append(str(executor._submit_command(executor._submitit_command_str).job_id))
+                lease.give_to_job(run, life, jobs[0], jobs)
+    except Exception as e:  # submitit's own; what sbatch said stands in its text
+        why = scheduler.rejection(str(e))
+        if not jobs:
+            lease.append(run, life, 0, "end", code=PlanError.code, message=f"run={plan.run_id}: {why}")
+            raise PlanError(f"run={plan.run_id}: {why}") from e
+        print(f"warning: {len(jobs)} of the chain's jobs were submitted ({why})", file=sys.stderr)
+    return jobs
+
+
+@contextlib.contextmanager
+def _own_environment() -> Iterator[None]:
+    """sbatch sees none of what a surrounding job left in ours, and the job none of our variables."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(scheduler.submit_env(before))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _slurm_executor(run: RunDir, plan: JobPlan, options: Sequence[str]) -> Any:
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class ScriptExecutor(SlurmExecutor):  # type: ignore[misc]
+        """submitit's Slurm executor, sending the run's own script."""
+
+        @property
+        def _submitit_command_str(self) -> str:
+            return ""
+
+        def _make_submission_file_text(self, command: str, uid: str) -> str:
+            return run.script.read_text("utf-8")
+
+        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+            return ["sbatch", *options, str(run.script)]
+
+        def _num_tasks(self) -> int:
+            return plan.ranks
+
+    run.submitit.mkdir(exist_ok=True)
+    return ScriptExecutor(run.submitit)
 
 
 @contextlib.contextmanager
@@ -302,5 +365,5 @@ def _git() -> dict[str, Any] | None:
 def _yaml(config: Config) -> bytes:
     import yaml
 
-    text: str = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(config.to_plain(), sort_keys=False, allow_unicode=True)
     return text.encode()

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from hpcai import plan, rundir, runs, standings, watch
+from hpcai import plan, queued, rundir, runs, standings, watch
 from hpcai import run as launcher
 from hpcai.arguments import Words, whole_number
 from hpcai.errors import ConfigError, HpcaiError, PlanError, RunError, one_line
@@ -32,11 +32,13 @@ def shown(target: RunDir) -> str:
     return f"{'sweep' if runs.is_sweep(target.path) else 'run'}={one_line(target.path.name, 120)}"
 
 
-def busy(target: RunDir) -> bool:
-    """Whether somebody runs it: its ranks or their owner; of a sweep its driver, or a member that has outlived it."""
-    if runs.state_of(target).state not in ENDED:
-        return True
-    return any(runs.state_of(member).state not in ENDED for member in members_of(target.path))
+def busy(target: RunDir, watch: queued.Watch | None = None) -> bool:
+    """Whether somebody runs it: its ranks or their owner; of a sweep its driver, or a member that has outlived it.
+
+    `watch`: of who asks again and again, so that the scheduler is not asked each time.
+    """
+    states = (watch or queued.Watch()).states([target, *members_of(target.path)])
+    return any(state.state not in ENDED for state in states.values())
 
 
 def exit_code(state: RunState) -> int:
@@ -116,9 +118,9 @@ def spoken(run: RunDir, rank: int) -> list[Path]:
 
 def _follow(run: RunDir, rank: int, say: Callable[[str], None]) -> None:
     tails: dict[Path, Tail] = {}
-    going = True
+    going, seen = True, queued.Watch()
     while going:
-        going = busy(run)  # asked before the files are read: what an ended run said is all there
+        going = busy(run, seen)  # asked before the files are read: what an ended run said is all there
         for file in list(tails) or spoken(run, rank):
             for line in tails.setdefault(file, Tail(file)).read():
                 say(line)
@@ -173,11 +175,11 @@ def wait(argv: list[str]) -> int:
 
 def ends(targets: Sequence[RunDir], quiet: bool) -> Iterator[tuple[RunDir, RunState]]:
     """Each target with its state, as it ends; told on a line each, unless `quiet`."""
-    left = list(targets)
+    left, seen = list(targets), queued.Watch()
     while left:
-        for target in [t for t in left if not busy(t)]:
+        for target in [t for t in left if not busy(t, seen)]:
             left.remove(target)
-            state = runs.state_of(target)
+            state = queued.state_of(target)
             if not quiet:
                 print(ending(target, state) if target.path.exists() else f"{target.path.name}: removed", flush=True)
             yield target, state
@@ -278,7 +280,7 @@ def report(argv: list[str]) -> int:
 
 def _check_finished(target: RunDir, file: Path) -> None:
     """Raises: PlanError if there is no answer yet. A sweep that has ended has one, even where a member failed."""
-    state = runs.state_of(target)
+    state = queued.state_of(target)
     ended = file.is_file() and not busy(target) if runs.is_sweep(target.path) else state.state == "completed"
     if not ended:
         row = None if runs.is_sweep(target.path) else read_row(target)

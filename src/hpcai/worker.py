@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcai
-from hpcai import lease
-from hpcai.context import Ranks, RunContext, Stop, read_ranks
+from hpcai import lease, scheduler
+from hpcai.context import Ranks, RunContext, Stop, current_job, read_ranks
 from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError, one_line
 from hpcai.output import steady
 from hpcai.plan import JobPlan, read_config, read_plan
 from hpcai.rundir import RunDir, cut_torn_line
 
 log = logging.getLogger("hpcai")
-JOIN_S = 60.0  # how long a rank waits for rank 0 to take the run's next life
+JOIN_S = 180.0  # how long a rank waits for rank 0 to take the run's next life: longer than rank 0 may wait for a silent job
 
 
 def main(argv: list[str]) -> int:
@@ -153,13 +153,13 @@ def _join(run: RunDir, ranks: Ranks) -> int:
         lease.fence(run, int(given))
         return int(given)
     if ranks.world_size == 1:
-        return lease.take(run, 1)
+        return _take(run, ranks)
     # Ranks of one launch share `group` (a job's or step's id) and the parent that started them on rank 0's node.
     launch = f"{ranks.launcher}-{ranks.group or os.getppid()}"
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     token = run.lives / f".join-{re.sub('[^0-9A-Za-z]', '_', launch)}-{again}"
     if ranks.first:
-        life = lease.take(run, ranks.world_size)
+        life = _take(run, ranks)
         beside = token.with_name(token.name + ".new")
         beside.write_text(str(life))
         beside.replace(token)
@@ -171,6 +171,42 @@ def _join(run: RunDir, ranks: Ranks) -> int:
             return life
         time.sleep(0.05)
     raise OwnedError(f"run={run.path.name}: rank 0 did not take it within {JOIN_S:g} s. See its log.")
+
+
+def _take(run: RunDir, ranks: Ranks) -> int:
+    """The run's next life; in a Slurm job the one that was taken for the job, on its first start.
+
+    A start that follows another of its own job takes the next life whatever the records of the last one say: Slurm started it
+    because the other is gone, and if that one's processes live on (a node that was cut off), the fence keeps them from writing.
+
+    Raises: OwnedError if another launch runs it.
+    """
+    job = current_job(os.environ) if ranks.launcher == "srun" else None
+    if job is None:
+        return lease.take(run, ranks.world_size)
+    life, restart = lease.last_life(run), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    owner = lease.read_owner(run, life)
+    if owner.get("kind") == "slurm" and owner["job"] in (None, job) and lease.claim(run, life, f"{job} {restart}"):
+        lease.give_to_job(run, life, job)
+        return life
+    over = life if owner.get("job") == job or _is_gone(run, owner.get("job")) else 0
+    chain = [other for other in owner.get("chain", []) if other != job]
+    taken = lease.take(run, ranks.world_size, over=over, kind="slurm", job=job, restart=restart, chain=chain)
+    lease.claim(run, taken, f"{job} {restart}")
+    return taken
+
+
+def _is_gone(run: RunDir, job: str | None) -> bool:
+    """Whether the job that had the last life has ended, by the scheduler's word; where it has none, by the job's silence."""
+    if job is None:
+        return False
+    answer = scheduler.look([job], history=False)
+    if answer.queue:
+        return scheduler.gone(answer, job)
+    before = time.monotonic()
+    while lease.read_state(run).state in ("pending", "running") and time.monotonic() - before < lease.SILENT_S:
+        time.sleep(1.0)
+    return False
 
 
 def _beat(context: RunContext) -> None:

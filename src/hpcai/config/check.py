@@ -15,7 +15,7 @@ from hpcai.config.compose import Memory, attempt
 from hpcai.errors import ConfigError, Faults, HpcaiError, near, one_line
 
 if TYPE_CHECKING:
-    from hpcai.config.schema import Config
+    from hpcai.config.schema import Cluster, Config
 
 STAND_INS: dict[str, Any] = {"name": "x", "data": {"path": "x", "labels": ["0", "1"]}, "cluster": {"name": "x"}}
 MAX_FAULTS = 100  # a config of 10,000 wrong keys needs no 10,000 lines
@@ -64,6 +64,22 @@ def check(raw: dict[str, Any]) -> Config:
     return config
 
 
+def check_cluster(values: dict[str, Any]) -> tuple[Cluster | None, list[str]]:
+    """What a cluster file says, by itself: the Cluster, or None and its faults, each beginning with its key in that file."""
+    from pydantic import ValidationError
+
+    from hpcai.config.schema import Cluster
+
+    try:
+        return Cluster.model_validate(values), []
+    except ValidationError as e:
+        faults = [{**fault, "loc": ("cluster", *fault["loc"])} for fault in e.errors(include_url=False)[:MAX_FAULTS]]
+        lines = [_line(fault).removeprefix("cluster.") for fault in faults]
+        return None, [
+            line.replace("mean cluster.", "mean ").replace("Give cluster.name=VALUE", "Write it down") for line in lines
+        ]
+
+
 def _validate(raw: dict[str, Any], found: list[ConfigError], *, whole: bool = True) -> Config | None:
     """The Config, or None; adds to `found`. Not `whole`: a file is missing, so keys that it would have given are not called so.
 
@@ -82,10 +98,10 @@ def _validate(raw: dict[str, Any], found: list[ConfigError], *, whole: bool = Tr
         except ValidationError as e:
             faults = e.errors(include_url=False)[:MAX_FAULTS]
             for fault in faults:
-                line = _line(fault, raw)
+                line = _line(fault)
                 if (whole or fault["type"] != "missing") and not _overlap(line, wrong):
                     found.append(ConfigError(line))
-            wrong += [_line(fault, raw) for fault in faults]
+            wrong += [_line(fault) for fault in faults]
             raw = _without(raw, faults)
         else:
             rules = [rule for reads, rule in RULES.items() if whole and not any(_overlap(key, wrong) for key in reads)]
@@ -105,11 +121,11 @@ def _without(raw: dict[str, Any], faults: Sequence[Mapping[str, Any]]) -> dict[s
     raw = copy.deepcopy(raw)
     for fault in faults:
         place: Any = raw
-        *above, last = fault["loc"]
+        *above, last = _place(fault)
         for part in above:
             place = place[part] if isinstance(place, list) or part in place else {}
         if isinstance(place, list):  # deleting would move the others: a whole list goes
-            fault = {**fault, "loc": fault["loc"][: [isinstance(p, int) for p in fault["loc"]].index(True)]}
+            fault = {**fault, "loc": above[: [isinstance(p, int) for p in [*above, last]].index(True)]}
             raw = _without(raw, [fault])
         elif isinstance(place, dict):
             place.pop(last, None)
@@ -135,14 +151,20 @@ def _with_labels(raw: dict[str, Any]) -> dict[str, Any]:
 # --- one fault of pydantic, as a line -----------------------------------------------------------------------------------------
 
 
-def _line(fault: Mapping[str, Any], raw: dict[str, Any]) -> str:
+def _place(fault: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where a fault is; one of a key itself (a partition called `a b`) is of what stands under that key."""
+    loc = tuple(fault["loc"])
+    return loc[:-1] if loc[-1:] == ("[key]",) else loc
+
+
+def _line(fault: Mapping[str, Any]) -> str:
     kind, given, limits = fault["type"], fault["input"], fault.get("ctx", {})
-    name = one_line(".".join(str(part) for part in fault["loc"]), 80)
+    name = one_line(".".join(str(part) for part in _place(fault)), 80)
     if kind == "missing":
         return _required(name)
     if kind == "extra_forbidden":
         return f"{name}: unknown. {_nearest(name)}"
-    shown = name if name in SECRET else f"{name}={_shown(given)}"
+    shown = name if name in SECRET or fault["loc"][-1:] == ("[key]",) else f"{name}={_shown(given)}"
     if kind == "value_error":
         said = str(limits.get("error"))
         return f"{name}.{said}" if isinstance(given, dict) else f"{shown}: {said}"  # a group's own rule names its key
@@ -176,12 +198,18 @@ TYPES: dict[str, str] = {
 }  # fmt: skip
 PATTERNS: dict[str, str] = {
     "task.threshold": "is no rule. Write sensitivity>=x, specificity>=x (x from 0 to 1), youden, or a number from 0 to 1.",
+    "cluster.mail": "is no address. Write one: name@host.",
     "data.sha256": "must be the 64 digits 0-9a-f of a sha256. Take it from `sha256sum FILE`.",
 }
 
 
+PATHS = ("path", "runs_dir", "from_run", "depends_on", "init_from", "cluster.python") + tuple(
+    f"cluster.facts.{name}" for name in ("home", "project", "scratch")
+)
+
+
 def _pattern(name: str) -> str:
-    if name.endswith(("path", "runs_dir", "from_run", "depends_on", "init_from")):
+    if name.endswith(PATHS) or name.startswith("cluster.facts.shared."):
         return "a path holds no NUL. Correct it."
     names = "must begin with a letter or digit and hold at most 64 of A-Z a-z 0-9 . _ - (it names folders and jobs). Rename it."
     return PATTERNS.get(name, names)
@@ -190,6 +218,8 @@ def _pattern(name: str) -> str:
 def _required(name: str) -> str:
     from hpcai.config.keys import all_keys
 
+    if name.startswith("cluster.facts."):
+        return f"{name}: required. Write it into the cluster file."
     meaning = next((f" ({key.meaning})" for key in all_keys() if key.name == name), "")
     if meaning:
         return f"{name}: required{meaning}. Give {name}=VALUE."
@@ -200,13 +230,14 @@ def _nearest(name: str) -> str:
     """`Did you mean trainer.lr?`: the nearest of its group, else of that name elsewhere, else of all, else all."""
     import difflib
 
-    from hpcai.config.keys import all_keys, names
+    from hpcai.config.keys import all_keys, below, names
 
     known, (group, _, last) = names(), name.rpartition(".")
-    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == group}
+    siblings = {word: f"{group}.{word}".lstrip(".") for word in below(group)}
     close = [siblings[word] for word in difflib.get_close_matches(last, siblings, n=1, cutoff=0.6)]
-    close = close or [key for key in known if key.rpartition(".")[2] == last]
-    close = close or difflib.get_close_matches(name, [key.name for key in all_keys()], n=1, cutoff=0.75)
+    if not name.startswith("cluster.facts."):  # a machine's fact is no key of a run
+        close = close or [key for key in known if key.rpartition(".")[2] == last]
+        close = close or difflib.get_close_matches(name, [key.name for key in all_keys()], n=1, cutoff=0.75)
     if close:
         return f"Did you mean {' or '.join(close[:3])}?"
     return f"Known: {', '.join(sorted(siblings))}." if siblings else "See --help for all keys."
@@ -276,7 +307,7 @@ def _model(cfg: Config) -> Iterator[str]:
     except ValidationError as e:
         for fault in e.errors(include_url=False):
             fault["loc"] = ("model", "options", *fault["loc"])
-            line = _line(fault, {})
+            line = _line(fault)
             if fault["type"] == "extra_forbidden":
                 line = (
                     f"{'.'.join(map(str, fault['loc']))}: unknown. {near(str(fault['loc'][2]), [*spec.options.model_fields])}"

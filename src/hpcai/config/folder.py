@@ -1,6 +1,7 @@
 """What can be chosen: group -> names, hpcai's own files and those of a user's folder.   folder -> files read, weighed, served
 
-A user's file is read when it is chosen, with all that its defaults lead to, before Hydra asks for any of them.
+A user's file is read when it is chosen, with all that its defaults lead to, before Hydra asks for any of them. Where a site has
+cluster files of its own (HPCAI_SITE), they stand before both.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ import functools
 import os
 from pathlib import Path
 
+from hpcai.config.site import LOCAL, site_file, site_folder, site_names
 from hpcai.config.userfile import MAX_VALUES, NAME, UserFile, read_user_file, refuse_key
-from hpcai.errors import ConfigError, near, one_line
+from hpcai.errors import ConfigError, Faults, near, one_line
 
 FILE_COST = 20  # a file costs Hydra as much as so many values
 
 
 class Folder:
-    """The files that can be chosen: hpcai's, and those of a user's folder, each read once, checked and weighed.
+    """The files that can be chosen: hpcai's, those of a user's folder and of the site, each read once, checked and weighed.
 
     Raises:
         ConfigError: the folder is none, or a file of it would be hidden by hpcai's of that name.
+        PlanError: HPCAI_SITE is no folder.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -28,6 +31,12 @@ class Folder:
         self.faults: list[ConfigError] = []
         self._weights: dict[str, int] = {}
         self._total = 0
+        self.site = site_folder()
+        self._sites = frozenset(f"cluster/{name}" for name in site_names(self.site))
+        if f"cluster/{LOCAL}" in self._sites and (wrong := self._read(f"cluster/{LOCAL}").faults):
+            raise Faults(
+                [ConfigError(fault) for fault in wrong]
+            )  # every run begins with it (config.yaml), so nobody chooses it
         if path is None:
             return
         shown = f"config_dir={one_line(str(path), 80)}"
@@ -59,6 +68,8 @@ class Folder:
 
     def choices(self, group: str) -> list[str]:
         """The names that `group` can be given."""
+        if self.site is not None and group == "cluster":
+            return sorted({LOCAL, *(name.rpartition("/")[2] for name in self._sites)})  # the plan refuses any other
         mine = (name.removesuffix(".yaml") for name in self._list(group) if name.endswith(".yaml"))
         return sorted({*shipped().get(group, ()), *(name for name in mine if NAME.fullmatch(name))})
 
@@ -70,24 +81,38 @@ class Folder:
 
     def has(self, group: str, choice: str) -> bool:
         """Whether `group` has a file of that name."""
-        if choice in shipped().get(group, ()):
+        if choice in shipped().get(group, ()) or f"{group}/{choice}" in self._sites:
             return True
         return self.path is not None and os.path.lexists(self.path / group / f"{choice}.yaml")
 
     def serves(self, name: str) -> bool:
         """Whether Hydra may have the file `name`: hpcai's, or a user's that was read and found harmless."""
-        return name in self.files or name == "config" or _is_shipped(name)
+        return name in self.files or name == "config" or name in self._sites or _is_shipped(name)
+
+    def place(self, name: str) -> tuple[Path, str]:
+        """The folder that the file `name`.yaml lies in (the site's, hpcai's, or the user's) and what it is called there."""
+        if name in self._sites:
+            assert self.site is not None
+            return self.site, name.rpartition("/")[2]
+        if _is_shipped(name) or name == "config":
+            return shipped_folder(), name
+        assert self.path is not None
+        return self.path, name
 
     def file(self, name: str) -> UserFile:
         """What the file `name` says."""
         if name not in self.files:
-            self.files[name] = read_user_file(shipped_folder(), name)
+            self.files[name] = self._read(name)
         assert not self.files[name].faults, self.files[name].faults
         return self.files[name]
 
+    def _read(self, name: str) -> UserFile:
+        root, called = self.place(name)
+        return site_file(root, called) if name in self._sites else read_user_file(root, called)
+
     def choose(self, name: str) -> None:
         """Notes that `name` is asked for; a user's is read, with what its defaults lead to. Adds to `faults`."""
-        if _is_shipped(name):
+        if self._is_ours(name):
             return
         self._total += self._take(name)
         if self._total > MAX_VALUES:
@@ -101,10 +126,10 @@ class Folder:
         if name in trail or len(trail) > 10:
             self.faults.append(ConfigError(f"{trail[0]}.yaml: its defaults lead round in a circle, or too deep. Cut one."))
             return 0
-        if name not in self._weights and self.path:
+        if name not in self._weights:
             self._weights[name] = 0
             try:
-                file = self.files[name] = read_user_file(self.path, name)
+                file = self.files[name] = self._read(name)
             except ConfigError as e:
                 self.faults.append(e)
                 return 0
@@ -127,7 +152,10 @@ class Folder:
             self.faults.append(ConfigError(f"{where}: defaults: {group}={one_line(choice, 80)}: unknown. {known}"))
             return 0
         full = f"{path}/{name}".lstrip("/")
-        return 1 if name in shipped().get(path, ()) else self._take(full, trail)
+        return 1 if self._is_ours(full) else self._take(full, trail)
+
+    def _is_ours(self, name: str) -> bool:
+        return _is_shipped(name) and name not in self._sites
 
 
 def shipped_folder() -> Path:

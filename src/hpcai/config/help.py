@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 
-from hpcai.config.folder import Folder, shipped, shipped_folder
+from hpcai.config.folder import Folder
 from hpcai.config.jobs import JOBS
 from hpcai.config.keys import all_keys
 from hpcai.config.userfile import comments, read_head
 from hpcai.errors import ConfigError, one_line
 
 WIDTH = 110
+SITE_KEY = re.compile(r"^ +site: *(\S.*)$", re.MULTILINE)  # of a cluster file without a comment, such as one by other hands
 USAGE = """\
 hpcai: AI health workloads, from an experiment's name to a trained model and its report. Research use only.
 
@@ -75,13 +77,15 @@ def choices(config_dir: Path | None = None) -> dict[str, dict[str, str]]:
 
 
 def _first_line(folder: Folder, group: str, name: str) -> str:
-    root = shipped_folder() if name in shipped().get(group, ()) else folder.path
-    assert root is not None
+    root, called = folder.place(f"{group}/{name}")
     try:
-        lines = comments(read_head(root, f"{group}/{name}.yaml"))
+        text = read_head(root, f"{called}.yaml")
     except ConfigError as e:
         return one_line(str(e).partition(": ")[2], 200)
-    return one_line(next((line for line in lines if not line.startswith("@")), ""), 200)
+    said = next((line for line in comments(text) if not line.startswith("@")), "")
+    if not said and group == "cluster" and (site := SITE_KEY.search(text)):
+        said = site[1]
+    return one_line(said, 200)
 
 
 def _models() -> list[tuple[str, str]]:

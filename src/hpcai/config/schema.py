@@ -8,45 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from hpcai.config.facts import Facts
 from hpcai.config.trackers import mlflow_store
-
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # run names become folder, job and file names
-
-
-def key(default: Any, meaning: str, *, unit: str = "", changes_result: bool = True, **limits: Any) -> Any:
-    """One configuration key. `changes_result=False` leaves it out of the run's identity."""
-    extra: Any = {"unit": unit, "changes_result": changes_result}
-    return Field(default, description=meaning, json_schema_extra=extra, **limits)
-
-
-def _one_line(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("holds a control character (newline, escape). Write it on one line.")
-    return text
+from hpcai.config.words import Group as Group
+from hpcai.config.words import Name, PathText, Text
+from hpcai.config.words import key as key
 
 
 def _number_as_text(value: Any) -> Any:
     """`task.threshold=0.5` is a number on the command line."""
     return repr(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
-Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
-Text = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_one_line)]
-PathText = Annotated[
-    str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")
-]  # a path may hold spaces, quotes, even newlines
 
 
 def _runs(value: Any) -> Any:
@@ -66,12 +40,6 @@ def _runs(value: Any) -> Any:
 
 
 Runs = Annotated[str | list[str] | None, PlainValidator(_runs)]
-
-
-class Group(BaseModel):
-    """The parent of every group: unknown keys are faults, values never change, no silent conversion."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Task(Group):
@@ -206,11 +174,24 @@ class Resources(Group):
 
 
 class Cluster(Group):
-    """The machine."""
+    """The machine, and what a run asks of its scheduler."""
 
     name: Name = key(..., "name of the machine")
-    executor: Literal["local"] = key("local", "submitit's executor")
-    max_nodes: int = key(1, "nodes that one run can have", ge=1)
+    executor: Literal["local", "slurm"] = key("local", "submitit's executor: this machine, or Slurm")
+    account: Name | None = key(None, "whom the site bills")
+    partition: Name | None = key(None, "null: the machine's partition for runs with, or without, GPUs")
+    qos: Name | None = key(None, "null: the machine's default")
+    reservation: Name | None = key(None, "a reservation of nodes")
+    mail: Text | None = key(None, "address that Slurm writes to when the job ends or fails", pattern=r"^[^@\s,]+@[^@\s,]+$")
+    python: PathText | None = key(None, "Python of the compute nodes; null: the one that submits")
+    preflight: bool = key(False, "check each node first (slurm/preflight.sh); its verdict stands in the report")
+    chain: int | None = key(
+        None,
+        "jobs in a row until the run is done; null: 1, or 4 where the machine allows no requeue",
+        ge=1,
+        le=20,
+    )
+    facts: Facts = key(Facts(), "what the machine is and allows: read from its file")
 
 
 class Tracking(Group):
@@ -243,6 +224,9 @@ class Config(Group):
     depends_on: Runs = key(None, "run or [runs] that must be completed first, by run_id or folder", changes_result=False)
     seed: int = key(0, "seed of weights, order, augmentation and dropout", ge=0, lt=2**31)
     runs_dir: PathText = key("runs", "folder of run folders", changes_result=False)
+    runs_access: Literal["user", "group"] = key(
+        "user", "who may read run folders: the user alone (umask 077), or the group too (027)", changes_result=False
+    )
     task: Task = key(Task(), "what is to be learnt")
     data: Data = key(..., "the images")
     model: Model = key(Model(), "the network")
@@ -250,3 +234,9 @@ class Config(Group):
     resources: Resources = key(Resources(), "what the run asks of the machine", changes_result=False)
     cluster: Cluster = key(..., "the machine", changes_result=False)
     tracking: Tracking = key(Tracking(), "where its metrics are shown besides its files", changes_result=False)
+
+    def to_plain(self) -> dict[str, Any]:
+        """As it is written down: of a machine's facts those that are stated."""
+        plain = self.model_dump()
+        plain["cluster"]["facts"] = self.cluster.facts.model_dump(exclude_defaults=True)
+        return plain
