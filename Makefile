@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-
 QUICK := architecture errors rundir lease context inputs cluster plan output tasks metrics splits steps state samples cli
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test quick bench format clean slurm-up slurm-down
+.PHONY: help run test quick bench examples format clean slurm-up slurm-down
 help:  ## list these commands
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
@@ -34,6 +34,10 @@ slurm-up:  ## a real Slurm on this machine (Debian, root), for cluster=testbed; 
 
 slurm-down:  ## end it, and leave nothing of it
 	@PYTHONPATH=src $(PYTHON) -m hpcai.slurm.testbed.bed down $(BED_ARGS)
+
+examples: $(READY)run  ## write slurm/examples anew: the scripts that would be submitted
+	@grep -v '^#' slurm/examples/commands.txt | while IFS=: read -r file words; do \
+	  $(BIN)/hpcai plan $$words 2>/dev/null | sed -n '/^#!/,$$p' > slurm/examples/$$file; done
 
 format: $(READY)test  ## put the code into its one shape
 	$(BIN)/ruff format .

@@ -72,3 +72,18 @@ def test_cores_are_those_that_this_process_may_use() -> None:
     code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
     code += "from hpcai.cluster import read_machine; print(read_machine().cores)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
+
+
+def test_keys_that_only_a_scheduler_reads_are_told_where_there_is_none() -> None:
+    def told(**keys: Any) -> list[str]:
+        found = config().model_copy(update={"cluster": config().cluster.model_copy(update=keys)})
+        return list(cluster.warnings(found, MACHINE))
+
+    (said,) = told(qos="short", mail="a@b.c", chain=2)
+    assert said.startswith("cluster.qos, cluster.mail, cluster.chain: without effect on here, which has no scheduler.")
+    assert told() == told(executor="slurm", qos="short") == []
+
+
+def test_a_batch_norm_over_several_nodes_is_told_too() -> None:
+    assert list(cluster.per_rank_statistics(config(norm="batch", nodes=2))) != []
+    assert list(cluster.per_rank_statistics(config(norm="batch"))) == list(cluster.per_rank_statistics(config(nodes=2))) == []

@@ -146,8 +146,10 @@ def test_config_yaml_does_not_list_experiment_or_plus_experiment_would_fail() ->
         ("cluster.facts={partitions: {gpu: {gpus: 4}}}", "cluster.facts.partitions.gpu.cores: required. Write it into the cluster file."),
         ("cluster.facts={max_submit: x}", "cluster.facts.max_submit=x: must be a whole number. Correct it."),
         ("cluster.facts={home: \"\0\"}", "cluster.facts.home=?: a path holds no NUL. Correct it."),
-        ("cluster.max_nodes=3", None),
-        ("max_submit=3", None),
+        ("cluster.max_nodes=3", "cluster.max_nodes: unknown. Known: account, chain, executor, facts, mail, name, partition,"
+         " preflight, python, qos, reservation."),
+        ("max_submit=3", "max_submit: unknown. Known: cluster, data, depends_on, from_run, job, model, name, pipeline, resources,"
+         " runs_access, runs_dir, seed, task, tracking, trainer."),
         ("cluster.mail=me", "cluster.mail=me: is no address. Write one: name@host."),
         ("job=tran", "job=tran: unknown. Did you mean train?"),
         ("data.channels=2", "data.channels=2: unknown. Known: 1, 3."),

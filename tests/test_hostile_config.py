@@ -123,7 +123,6 @@ IN_WORD: list[tuple[str, str, str]] = [
     ("data.path='a\0b'", "data.path='a\nb'", "data.path"),
     ("cluster.mail='a@b\n#SBATCH -n 9'", "cluster.mail=a@b", "cluster.mail"),
     ("cluster.account='a --wrap=id'", "cluster.account=p200000", "cluster.account"),
-    ("cluster.facts={partitions: {'a;b': {cores: 1}}}", "cluster.facts={partitions: {a: {cores: 1}}}", "cluster.facts.partitions.a;b:"),
     ("cluster.facts={setup: ../x.sh}", "cluster.facts={setup: x.sh}", "cluster.facts.setup"),
     ("cluster.facts={_target_: x}", "cluster.facts={site: x}", "cluster.facts._target_"),
     ("data.path='\udcff'", "data.path='ÿ'", "data.path"),

@@ -95,7 +95,8 @@ def test_any_number_of_runs_is_one_question_and_local_ones_none(tmp_path: Path, 
 
 
 def test_who_waits_asks_seldom_and_reads_records_each_time(
-    tmp_path: Path, asked: list[set[str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    asked: list[set[str]],
 ) -> None:
     a, b = a_run(tmp_path / "a", "1"), a_run(tmp_path / "b", "2")
     watch = Watch()
@@ -105,6 +106,6 @@ def test_who_waits_asks_seldom_and_reads_records_each_time(
     assert asked == [{"1"}, {"1", "2"}]
     lease.append(a, 1, 0, "end", code=0)
     assert watch.states([a])[a.path].state == "completed"
-    monkeypatch.setattr(queued, "ASK_S", 0.0)
+    watch.every_s = 0.0
     watch.states([b])
     assert len(asked) == 3

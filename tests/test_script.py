@@ -51,7 +51,7 @@ def test_header_says_what_runs_for_whom_for_how_long_and_what_it_costs() -> None
     said = text("resources.gpus_per_node=4", "resources.tasks_per_node=4", "resources.timeout_min=90").splitlines()
     assert said[0] == "#!/bin/bash -l"
     assert re.fullmatch(r"# hpcai [\d.]+: train of pneumonia-[0-9a-f]{8} for account p200000\.", said[1])
-    assert said[2] == "# At most 1 h 30 min on 1 node of gpu, 4 GPUs a node: at most 1.5 node-h (1 gpu node x 1.5 h)."
+    assert said[2] == "# At most 1 h 30 min on 1 node of gpu, 4 GPUs a node: at most 1.5 node-h (1 gpu node x 1 h 30 min)."
     assert "/project/home/p200000/runs/pneumonia-" in said[3]
 
 

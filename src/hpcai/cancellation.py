@@ -47,8 +47,9 @@ def main(argv: list[str]) -> int:
     faults = {target.path: fault for target in idle if (fault := _unknown_process(target))}
     faults |= stop(targets, wait=not options.no_wait)
     codes = []
+    states = queued.states(targets)
     for target in targets:
-        state = queued.state_of(target)
+        state = states[target.path]
         codes.append(0 if target in idle or options.no_wait else _code(state))
         if not options.json and target.path not in faults:
             print(_told(target, state, idle=target in idle, asked=options.no_wait))
@@ -83,9 +84,9 @@ def stop(targets: Sequence[RunDir], *, wait: bool) -> dict[Path, HpcaiError]:
     """
     faults: dict[Path, HpcaiError] = {}
     sent: dict[Path, float] = {}
-    seen = queued.Watch()
+    seen = queued.Watch(submit.AGAIN_S)  # a person waits
     while todo := [run for target in targets for run in holders(target, seen) if run.path not in faults]:
-        for run in todo:
+        for run in _stop_jobs(todo, seen.answer, sent):
             if fault := _out_of_reach(run):
                 faults[run.path] = fault
             elif time.monotonic() - sent.get(run.path, -submit.AGAIN_S) >= submit.AGAIN_S and ask(run):
@@ -113,8 +114,6 @@ def ask(run: RunDir) -> bool:
     life = lease.last_life(run)
     try:
         owner = rundir.read_json(lease.life_dir(run, life) / "owner.json")
-        if owner.get("job"):
-            return _ask_slurm(run, life, owner)
         if submit.ask_to_stop(run, life, owner["ranks"]):
             return True
         late = time.time() - owner["time"] > BEGIN_S
@@ -123,24 +122,34 @@ def ask(run: RunDir) -> bool:
         return False
 
 
-def _ask_slurm(run: RunDir, life: int, owner: Mapping[str, Any]) -> bool:
-    """SIGTERM to the ranks of a running job, which save a checkpoint: not scancel, which gives them KillWait seconds at most.
+def _stop_jobs(todo: Sequence[RunDir], answer: scheduler.Answer, sent: dict[Path, float]) -> list[RunDir]:
+    """Asks Slurm's jobs, all at once; returns the runs that are none.
 
-    A job that waits is taken out of the queue, and so are those that would follow it.
+    Running ones get SIGTERM, which the ranks answer with a checkpoint: not scancel, which gives them KillWait seconds at most.
+    What waits is taken out of the queue, the later jobs of a chain too.
     """
-    job = str(owner["job"])
-    answer = scheduler.look([job], history=False)
-    known = answer.jobs.get(job)
-    if known is None or not known.active:
-        return answer.queue
-    if later := [str(other) for other in owner.get("chain", []) if str(other) != job]:
-        scheduler.cancel(later)
-    if known.state == "PENDING" or known.state.startswith("REQUEUE"):
-        scheduler.cancel([job])
-        lease.give_up(run, life, f"cancelled while it waited. hpcai resume {run.path.name} sends it again.", 143)
-        return True
-    scheduler.cancel([job], signal="TERM")
-    return True
+    waiting: list[str] = []
+    running: list[str] = []
+    others: list[RunDir] = []
+    for run in todo:
+        state = runs.state_of(run)
+        if state.slurm_job is None:
+            others.append(run)
+            continue
+        if time.monotonic() - sent.get(run.path, -scheduler.POLL_S) < scheduler.POLL_S:
+            continue
+        known = [answer.jobs[job] for job in queued.ids_of(state) if job in answer.jobs]
+        here = [job.id for job in known if job.state == "RUNNING"]
+        queue = [job.id for job in known if job.waits]
+        if queue and not here:
+            lease.give_up(run, state.life, f"cancelled while it waited. hpcai resume {run.path.name} sends it again.", 143)
+        if queue or here:
+            sent[run.path] = time.monotonic()
+        waiting += queue
+        running += here
+    scheduler.cancel(waiting)
+    scheduler.cancel(running, signal="TERM")
+    return others
 
 
 def _orphans(run: RunDir, life: int, owner: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -110,4 +110,4 @@ def without_effect(config: Config) -> Iterator[str]:
     cluster = config.cluster
     asked = [f"cluster.{name}" for name in OF_A_SCHEDULER if getattr(cluster, name)]
     if asked and cluster.executor == "local":
-        yield f"{', '.join(asked)}: without effect on {cluster.name}, which has no scheduler. Leave out, or name another cluster."
+        yield f"{', '.join(asked)}: without effect on {cluster.name}, which has no scheduler. Name another cluster."

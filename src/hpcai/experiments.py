@@ -11,8 +11,9 @@ from pathlib import Path
 from hpcai import cluster
 from hpcai.config.check import load
 from hpcai.config.help import choices
+from hpcai.config.site import site_faults
 from hpcai.errors import ConfigError, Faults, HpcaiError
-from hpcai.plan import outline
+from hpcai.plan import machine_faults, outline
 
 
 def main(argv: list[str]) -> int:
@@ -37,13 +38,16 @@ def main(argv: list[str]) -> int:
     return check_all(folder, words) if everything else check_one(words, folder)
 
 
-def check_one(overrides: list[str], config_dir: Path | None) -> int:
-    """One config; its faults on stderr."""
+def check_one(overrides: list[str], config_dir: Path | None, *, account: bool = True) -> int:
+    """One config; its faults on stderr. Not `account`: whom the site would bill may be left open."""
     try:
         config = load(overrides, config_dir)
-        if faults := list(cluster.limits(config)):
+        machine = cluster.read_machine()
+        here = config.cluster.executor == "local"  # what this machine has decides nothing about another
+        faults = [*cluster.limits(config), *site_faults(config)] if here else list(machine_faults(config, machine))
+        if faults := [fault for fault in faults if account or not str(fault).startswith("cluster.account: required")]:
             raise Faults(faults)
-        outline(config, cluster.read_machine())
+        outline(config, machine)
     except HpcaiError as e:
         print("\n".join(e.lines), file=sys.stderr)
         return e.code
@@ -56,7 +60,7 @@ def check_all(config_dir: Path | None, overrides: list[str]) -> int:
     codes = []
     for name in sorted(known["experiment"]):
         for machine in sorted(known["cluster"]):
-            code = check_one([f"+experiment={name}", f"cluster={machine}", *overrides], config_dir)
+            code = check_one([f"+experiment={name}", f"cluster={machine}", *overrides], config_dir, account=False)
             print(f"{'ok' if code == 0 else 'FAILED':<8}{name} on {machine}")
             codes.append(code)
     print(f"{codes.count(0)} passed, {len(codes) - codes.count(0)} failed")

@@ -40,7 +40,7 @@ class RunState:
     """What the records say. `code` and `message` are the verdict of a run that ended; `step` the last one on record.
 
     `told`: when the newest record was written. `unreadable` is runs.state_of's word for damaged records: read_state raises.
-    `slurm_job`: the job that has, or had, the life.
+    `slurm_job`: the job that has, or had, the life; empty while it is being submitted. `chain`: jobs that follow each other.
     """
 
     state: State
@@ -52,6 +52,7 @@ class RunState:
     ended: float | None = None
     told: float | None = None
     slurm_job: str | None = None
+    chain: tuple[str, ...] = ()
 
 
 def last_life(run: RunDir) -> int:
@@ -189,7 +190,8 @@ def _look(run: RunDir) -> RunState:
     owner = read_json(life_dir(run, life) / "owner.json")
     told = outline(run, life)
     newest = max([owner["time"], *(r["time"] for rank in told.values() for r in rank)])
-    return replace(_judged(run, life, owner, told), told=float(newest), slurm_job=owner.get("job"))
+    job = (owner.get("job") or "") if owner.get("kind") == "slurm" else None
+    return replace(_judged(run, life, owner, told), told=float(newest), slurm_job=job, chain=tuple(owner.get("chain", ())))
 
 
 def _judged(run: RunDir, life: int, owner: Mapping[str, Any], told: Mapping[int, list[dict[str, Any]]]) -> RunState:

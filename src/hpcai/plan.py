@@ -24,6 +24,7 @@ from hpcai import cluster, inputs, limits, preflight, rundir
 from hpcai.cluster import Machine
 from hpcai.config.jobs import JOBS, PLACEHOLDER_LABELS
 from hpcai.config.schema import Config
+from hpcai.config.site import site_faults
 from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, RunError, near, one_line
 from hpcai.inputs import Input
 from hpcai.limits import Allocation
@@ -130,6 +131,7 @@ def outline(config: Config, machine: Machine, trained: Sequence[RunDir] = (), *,
 def machine_faults(config: Config, machine: Machine) -> Iterator[HpcaiError]:
     """What the machine that is to run it does not allow: this one, or the one that the cluster file describes."""
     yield from cluster.limits(config)
+    yield from site_faults(config)
     if config.cluster.executor != "slurm":
         yield from cluster.violations(config, machine)
         return

@@ -6,39 +6,48 @@ and why, that it will start again, that it is gone without a word. Where it does
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hpcai import runs, scheduler
+from hpcai import lease, runs, scheduler
 from hpcai.lease import RunState
 from hpcai.rundir import RunDir
 
 OPEN = ("pending", "running", "lost", "stopped")  # the states that a job in the queue may change
-ASK_S = 10.0  # who waits asks the scheduler so often
 SILENT = "its records fell silent, and Slurm does not answer"
+TAIL = 16 * 1024  # bytes of a log in which Slurm's last words are looked for
+START = "hpcai: start "  # the batch script's first word in each start: what stands before the last one is an older start's
 
 
 class Watch:
-    """States, asked for again and again: records are read each time, the scheduler is asked at most every ASK_S seconds."""
+    """States, asked for again and again: records are read each time, the scheduler is asked at most every `every_s` seconds.
 
-    def __init__(self) -> None:
-        self._answer = scheduler.Answer({}, queue=False, accounting=False)
+    `answer`: what it said last.
+    """
+
+    def __init__(self, every_s: float = scheduler.POLL_S) -> None:
+        self.every_s = every_s
+        self.answer = scheduler.Answer({}, queue=False, accounting=False)
         self._asked: set[str] = set()
         self._when = -math.inf
 
     def states(self, targets: Iterable[RunDir]) -> dict[Path, RunState]:
         """The state of each run, by its folder."""
-        told = {run.path: runs.state_of(run) for run in targets}
-        jobs = {path: state.slurm_job for path, state in told.items() if state.slurm_job and state.state in OPEN}
-        if jobs and (not self._asked.issuperset(jobs.values()) or time.monotonic() - self._when > ASK_S):
-            self._asked |= set(jobs.values())
-            self._answer, self._when = scheduler.look(self._asked), time.monotonic()
+        told = {run.path: _adopted(run, runs.state_of(run)) for run in targets}
+        jobs = {path: ids_of(state) for path, state in told.items() if state.slurm_job and state.state in OPEN}
+        wanted = {job for ids in jobs.values() for job in ids}
+        if wanted and (not self._asked.issuperset(wanted) or time.monotonic() - self._when > self.every_s):
+            self._asked |= wanted
+            unexplained = {job for path, ids in jobs.items() if told[path].state != "stopped" for job in ids}
+            self.answer = scheduler.look(self._asked, history=unexplained)
+            self._when = time.monotonic()
             # Last words may have come between our look at the records and at the queue.
             told |= {path: runs.state_of(RunDir(path)) for path in jobs}
-        return {path: with_scheduler(state, self._answer) for path, state in told.items()}
+        return {path: with_scheduler(state, self.answer, path) for path, state in told.items()}
 
 
 def states(targets: Iterable[RunDir]) -> dict[Path, RunState]:
@@ -51,17 +60,45 @@ def state_of(run: RunDir) -> RunState:
     return states([run])[run.path]
 
 
-def with_scheduler(state: RunState, answer: scheduler.Answer) -> RunState:
-    """What records and queue say together."""
-    if state.slurm_job is None or state.state not in OPEN:
+def ids_of(state: RunState) -> tuple[str, ...]:
+    """The jobs that a run may come back by."""
+    return tuple(dict.fromkeys((state.slurm_job or "", *state.chain))) if state.slurm_job else ()
+
+
+def _adopted(run: RunDir, state: RunState) -> RunState:
+    """A run whose submitter was killed between sbatch and writing the job's number down: found by its name, if it is there."""
+    if state.slurm_job != "" or state.state != "lost":
         return state
-    job = answer.jobs.get(state.slurm_job)
-    if job is not None and job.active:
-        if job.state == "PENDING" or job.state.startswith("REQUEUE"):
-            return replace(state, state="pending", code=None, message=scheduler.reason_words(job))
+    job = scheduler.named(run.path.name)
+    if job is None:
+        return state
+    lease.give_to_job(run, state.life, job)
+    return runs.state_of(run)
+
+
+def with_scheduler(state: RunState, answer: scheduler.Answer, folder: Path | None = None) -> RunState:
+    """What records and queue say together; `folder`: where the run's logs are, for the cause of an end."""
+    if not state.slurm_job or state.state not in OPEN:
+        return state
+    known = [answer.jobs[job] for job in ids_of(state) if job in answer.jobs]
+    active = next((job for job in known if job.active), None)
+    if active is not None:
+        if active.waits:
+            return replace(state, state="pending", code=None, message=scheduler.reason_words(active))
         return replace(state, state="running", code=None, message="")
     if not answer.queue:
         return replace(state, state="running", code=None, message=SILENT) if state.state == "lost" else state
     if state.state == "stopped":
         return state
-    return replace(state, state="lost", code=5, message=scheduler.cause_words(job))
+    log = _last_words(folder, state.slurm_job) if folder else ""
+    return replace(state, state="lost", code=5, message=scheduler.cause_words(next(iter(known), None), log))
+
+
+def _last_words(folder: Path, job: str) -> str:
+    """What the batch script and the ranks of the newest start printed past their logs, at its end."""
+    told = []
+    for file in (*folder.glob(f"submitit/{job}_*_log.err"), folder / "submitit" / f"{job}_batch.log"):
+        with contextlib.suppress(OSError), file.open("rb") as f:
+            f.seek(max(0, f.seek(0, 2) - TAIL))
+            told.append(f.read().decode("utf-8", "replace").rpartition(START)[2])
+    return "\n".join(told)

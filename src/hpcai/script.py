@@ -150,6 +150,10 @@ def _set_up(plan: JobPlan, config: Config) -> Iterator[Line]:
             f'. "$RUN/code/hpcai/slurm/setup/{facts.setup}" || exit 3',
             "the site's modules; the run's own copy, frozen at submission",
         )
+    yield Line(
+        'echo "hpcai: start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date)"',
+        "into the batch log, which every start appends to",
+    )
     yield Line(STRICT, "from here on a failing command ends the job; modules are not written for it")
     for name, value in sorted(_partition(plan, config).env.items()):
         yield Line(f"export {name}={shlex.quote(value)}", "this partition's setting, from the cluster file")

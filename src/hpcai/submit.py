@@ -162,12 +162,18 @@ def send(run: RunDir, plan: JobPlan, config: Config, life: int) -> list[str]:
                 jobs.append(str(executor._submit_command(executor._submitit_command_str).job_id))
                 lease.give_to_job(run, life, jobs[0], jobs)
     except Exception as e:  # submitit's own; what sbatch said stands in its text
-        why = scheduler.rejection(str(e))
+        why = scheduler.rejection(str(e), _asked_for(plan))
         if not jobs:
-            lease.append(run, life, 0, "end", code=PlanError.code, message=f"run={plan.run_id}: {why}")
-            raise PlanError(f"run={plan.run_id}: {why}") from e
+            lease.append(run, life, 0, "end", code=PlanError.code, message=why)
+            raise PlanError(why) from e
         print(f"warning: {len(jobs)} of the chain's jobs were submitted ({why})", file=sys.stderr)
     return jobs
+
+
+def _asked_for(plan: JobPlan) -> dict[str, object]:
+    """The keys that a refusal may be about."""
+    slurm, names = plan.slurm or {}, ("partition", "qos", "account", "reservation")
+    return {f"resources.{k}": v for k, v in plan.resources.items()} | {f"cluster.{name}": slurm.get(name) for name in names}
 
 
 @contextlib.contextmanager

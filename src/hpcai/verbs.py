@@ -179,7 +179,7 @@ def ends(targets: Sequence[RunDir], quiet: bool) -> Iterator[tuple[RunDir, RunSt
     while left:
         for target in [t for t in left if not busy(t, seen)]:
             left.remove(target)
-            state = queued.state_of(target)
+            state = seen.states([target])[target.path]
             if not quiet:
                 print(ending(target, state) if target.path.exists() else f"{target.path.name}: removed", flush=True)
             yield target, state
@@ -280,12 +280,13 @@ def report(argv: list[str]) -> int:
 
 def _check_finished(target: RunDir, file: Path) -> None:
     """Raises: PlanError if there is no answer yet. A sweep that has ended has one, even where a member failed."""
-    state = queued.state_of(target)
-    ended = file.is_file() and not busy(target) if runs.is_sweep(target.path) else state.state == "completed"
+    seen = queued.Watch()
+    state, going = seen.states([target])[target.path], busy(target, seen)
+    ended = file.is_file() and not going if runs.is_sweep(target.path) else state.state == "completed"
     if not ended:
         row = None if runs.is_sweep(target.path) else read_row(target)
         far = f" ({row.progress})" if row and row.progress else ""
-        verb = "wait" if busy(target) else "resume"
+        verb = "wait" if going else "resume"
         name = one_line(target.path.name, 120)
         raise PlanError(f"{shown(target)}: has no report, it is {state.state}{far}. Type hpcai {verb} {name}.")
 

@@ -157,7 +157,8 @@ def _qos(ask: Ask) -> Iterator[Broken]:
 
 
 def _other_qos(ask: Ask, close: Sequence[str] = ()) -> Iterator[Cure]:
-    names = usable(ask)
+    default, qos = ask.facts.default_qos, ask.facts.qos
+    names = sorted(usable(ask), key=lambda name: (name != default, qos[name].preemptible))
     for clears in (ALL, frozenset[str]()):
         for other in (*(n for n in close if n in names), *(n for n in names if n not in close)):
             words = f". Did you mean {other}?" if other in close else f". Give cluster.qos={other}."
@@ -265,7 +266,7 @@ def _gpus(ask: Ask, node: Partition) -> Iterator[Broken]:
 def _ranks(ask: Ask, node: Partition) -> Iterator[Broken]:
     """A rank takes a core, and a GPU where GPUs are asked for."""
     key, ranks = "resources.tasks_per_node", ask.tasks_per_node
-    gpus = min(ask.gpus_per_node, node.gpus or ask.gpus_per_node)
+    gpus = ask.gpus_per_node  # more than a node has is _gpus' fault
     if gpus and ranks > gpus:
         most, text = min(gpus, node.cores), f"{gpus} GPUs a node, and a rank takes one"
     elif ranks > node.cores:
@@ -292,7 +293,7 @@ def _memory(ask: Ask, node: Partition) -> Iterator[Broken]:
 
     def cures() -> Iterator[Cure]:
         known = ((ask.facts.partitions[name].mem_gb or 0, name) for name in _like(ask))
-        for mem, name in sorted(known):
+        for mem, name in sorted(pair for pair in known if pair[0] > most):
             words = f"; {name} has {mem:.12g}. Give cluster.partition={name}."
             yield Cure({"partition": name}, words, OF_A_NODE)
         yield Cure({"mem_gb": most}, f". Ask for {key}={most:.12g}.")

@@ -203,9 +203,8 @@ PATTERNS: dict[str, str] = {
 }
 
 
-PATHS = ("path", "runs_dir", "from_run", "depends_on", "init_from", "cluster.python") + tuple(
-    f"cluster.facts.{name}" for name in ("home", "project", "scratch")
-)
+FOLDERS = (f"cluster.facts.{name}" for name in ("home", "project", "scratch"))
+PATHS = ("path", "runs_dir", "from_run", "depends_on", "init_from", "cluster.python", *FOLDERS)
 
 
 def _pattern(name: str) -> str:

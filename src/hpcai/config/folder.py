@@ -135,7 +135,8 @@ class Folder:
                 return 0
             self.faults += [ConfigError(fault) for fault in file.faults]
             weight = file.size + FILE_COST
-            for group, choice in ((d.group, c) for d in file.defaults for c in d.choices):
+            defaults = () if name in self._sites else file.defaults  # a site's file has none: that is its fault already
+            for group, choice in ((d.group, c) for d in defaults for c in d.choices):
                 weight += self._entry(file.where, group, choice, (*trail, name))
             self._weights[name] = weight
         return self._weights[name]

@@ -18,6 +18,7 @@ from hpcai.scheduler.ask import available as available
 from hpcai.scheduler.ask import cancel as cancel
 from hpcai.scheduler.ask import gone as gone
 from hpcai.scheduler.ask import look as look
+from hpcai.scheduler.ask import named as named
 from hpcai.scheduler.ask import requeue as requeue
 from hpcai.scheduler.ask import submit_env as submit_env
 from hpcai.scheduler.ask import unavailable as unavailable

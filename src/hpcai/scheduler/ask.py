@@ -138,6 +138,13 @@ def look(
     return Answer(known, queue is not None, past is not None, "; ".join(filter(None, (why, complaint))))
 
 
+def named(name: str, patience_s: float = PATIENCE_S) -> str | None:
+    """This user's job of that name that waits or runs: its id; None if there is none, or squeue did not answer."""
+    said = _ask(["squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--format=%i"], patience_s)
+    found = ID.fullmatch(said.out.split()[-1]) if said.code == 0 and said.out.split() else None
+    return found[0] if found and found["tasks"] is None else None
+
+
 def gone(answer: Answer, id: str) -> bool:
     """Whether the job is over for certain: the queue answered, and does not have it as active."""
     return answer.queue and not (id in answer.jobs and answer.jobs[id].active)
