@@ -159,11 +159,9 @@ def test_the_ranks_are_told_in_time_but_not_at_once(minutes: int, lead: int) -> 
     assert script.limits_of(plan) == (minutes, lead)
 
 
-@pytest.mark.parametrize(("minutes", "said", "words"), [
-    (1, "00:01:00", "1 min"), (90, "01:30:00", "1 h 30 min"), (1440, "1-00:00:00", "1 d"), (1500, "1-01:00:00", "25 h"),
-])  # fmt: skip
-def test_times_are_slurms_and_a_readers(minutes: int, said: str, words: str) -> None:
-    assert (script.clock(minutes), script.duration(minutes)) == (said, words)
+@pytest.mark.parametrize(("minutes", "said"), [(1, "00:01:00"), (90, "01:30:00"), (1440, "1-00:00:00"), (1500, "1-01:00:00")])
+def test_times_are_slurms(minutes: int, said: str) -> None:
+    assert script.clock(minutes) == said
 
 
 def commands() -> dict[str, list[str]]:

@@ -142,6 +142,7 @@ def machine_faults(config: Config, machine: Machine) -> Iterator[HpcaiError]:
 
 def _slurm_warnings(config: Config, given: Allocation) -> Iterator[str]:
     yield from limits.warnings(config, given)
+    yield from cluster.per_rank_statistics(config)
     if config.resources.gpus_per_node:
         wheel = preflight.wheel_cuda(config.cluster.python or sys.executable)
         if advice := preflight.wheel_advice(config.cluster.facts.cuda, wheel):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hpcai
+from hpcai import limits
 from hpcai.config.facts import Partition
 from hpcai.config.schema import Config
 from hpcai.errors import one_line
@@ -77,7 +78,7 @@ def _said(plan: JobPlan, config: Config) -> Iterator[Line]:
     gpus = f", {asked['gpus_per_node']} GPU{'s' * (asked['gpus_per_node'] > 1)} a node" if asked["gpus_per_node"] else ""
     nodes = f"{asked['nodes']} node{'s' * (asked['nodes'] > 1)} of {slurm.get('partition')}"
     yield Line(f"# hpcai {hpcai.__version__}: {plan.job} of {plan.run_id}{whom}.")
-    yield Line(f"# At most {duration(asked['timeout_min'])} on {nodes}{gpus}" + _price(plan) + ".")
+    yield Line(f"# At most {limits.duration(asked['timeout_min'])} on {nodes}{gpus}" + _price(plan) + ".")
     yield Line(f"# Reads and writes {one_line(plan.run_dir, 400)}; its data is listed in data.json there.")
     yield Line("# To stop it: hpcai cancel NAME, or scancel JOB. To start it again: sbatch THIS_FILE; it goes on.")
 
@@ -166,11 +167,11 @@ def _set_up(plan: JobPlan, config: Config) -> Iterator[Line]:
 def _preflight(plan: JobPlan, config: Config) -> Iterator[Line]:
     if not config.cluster.preflight:
         return
-    nodes, gpus = plan.resources["nodes"], plan.resources["gpus_per_node"]
+    nodes = plan.resources["nodes"]
     step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
     words = shlex.join([*step, f"--cpus-per-task={plan.threads}", *_mpi(config), "bash"])
     yield Line(
-        f'HPCAI_PYTHON="$PYTHON" {words} "$RUN/code/hpcai/slurm/preflight.sh" "$RUN" --gpus {gpus}',
+        f'HPCAI_PYTHON="$PYTHON" {words} "$RUN/code/hpcai/slurm/preflight.sh" "$RUN"',
         "one process a node: an unfit node ends the job before it burns hours",
     )
 
@@ -212,11 +213,3 @@ def clock(minutes: int) -> str:
     """Slurm's D-HH:MM:00."""
     days, rest = divmod(minutes, 1440)
     return f"{days}-{rest // 60:02d}:{rest % 60:02d}:00" if days else f"{rest // 60:02d}:{rest % 60:02d}:00"
-
-
-def duration(minutes: int) -> str:
-    """`2 h`, `1 h 30 min`, `3 d`."""
-    if minutes % 1440 == 0:
-        return f"{minutes // 1440} d"
-    hours, rest = divmod(minutes, 60)
-    return " ".join(part for part in (f"{hours} h" * bool(hours), f"{rest} min" * bool(rest)) if part)

@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcai
-from hpcai import lease, scheduler
+from hpcai import cluster, lease, scheduler
 from hpcai.context import Ranks, RunContext, Stop, current_job, read_ranks
 from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError, one_line
 from hpcai.output import steady
@@ -51,7 +52,8 @@ def main(argv: list[str]) -> int:
             return 0
         _set_up_process(plan, run, ranks)
         context = RunContext(run, ranks, _join(run, ranks), stop)
-        context.note("begin", **lease.me(), threads=plan.threads, launcher=ranks.launcher)
+        where = {"machine": asdict(cluster.read_machine())} if plan.executor != "local" and ranks.first else {}
+        context.note("begin", **lease.me(), threads=plan.threads, launcher=ranks.launcher, **where)
     except HpcaiError as e:
         print("\n".join(e.lines), file=sys.stderr)
         return e.code

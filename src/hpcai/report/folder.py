@@ -33,6 +33,7 @@ class Folder:
     threshold: Threshold | None
     metrics: list[Json]
     lives: list[list[Json]]  # a life's records, all ranks, in order of time
+    preflight: list[Json]  # the verdict on each node, where it was asked for
     failed: int
     rows: dict[str, Rows]
 
@@ -81,6 +82,7 @@ def read_folder(run: RunDir) -> Folder:
         threshold=_threshold(_json(run.threshold)),
         metrics=_lines(run.metrics),
         lives=_lives(run),
+        preflight=[_json(file) for file in sorted(run.preflight.glob("*.json"))],
         failed=len({str(line.get("case")) for file in run.failed_files() for line in _lines(file)}),
         rows={split: read_rows(run, split) for split in _splits(run) if _any_row(run, split)},
     )

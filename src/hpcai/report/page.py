@@ -159,6 +159,15 @@ def _called(folder: Folder, report: Json) -> list[tuple[str, int, float]]:
     return [(label, int(n), int(n) / total) for label, n in zip(report["labels"], np.atleast_1d(count))]
 
 
+def _where(cost: Json) -> str:
+    """`meluxina, 2 gpu nodes; at most 4.0 node-h (...)`."""
+    slurm = cost["slurm"]
+    if not slurm:
+        return ""
+    price = f"; {slurm['price']['words']}" if slurm["price"] else ""
+    return f"{slurm['cluster']}, {slurm['nodes']} {slurm['partition']} node{'s' * (slurm['nodes'] > 1)}{price}"
+
+
 def _facts(report: Json) -> list[tuple[str, str]]:
     """What it used: (name, text) pairs; what was not recorded is left out."""
     cost, machine = report["cost"], report["provenance"]["machine"] or {}
@@ -170,6 +179,8 @@ def _facts(report: Json) -> list[tuple[str, str]]:
         ("Steps", cost["steps"] is not None and f"{cost['steps']:,} in {cost['epochs']:,} epoch{'s'[: cost['epochs'] != 1]}"),
         ("Ranks", f"{cost['ranks']:,}"),
         ("Restarts", f"{cost['restarts']:,}"),
+        ("Cluster", _where(cost)),
+        ("Nodes checked", ", ".join(f"{n['node']} {'fit' if n['ok'] else 'unfit'}" for n in cost["preflight"])),
         ("Processor", machine.get("cpu") and f"{machine['cpu']}, {machine.get('cores', '?')} cores"),
         ("Memory", machine.get("mem_gb") and f"{machine['mem_gb']:.0f} GB"),
         ("GPUs", ", ".join(map(str, gpus)) or "none"),

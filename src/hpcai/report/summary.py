@@ -146,7 +146,29 @@ def _cost(folder: Folder) -> Json:
         "epochs": max((line.get("epoch", 0) for line in folder.metrics), default=None),
         "ranks": folder.ranks,
         "restarts": max(0, len(folder.lives) - 1),
+        "slurm": _slurm(folder),
+        "preflight": [{"node": told.get("node"), "ok": told.get("ok")} for told in folder.preflight],
     }
+
+
+def _slurm(folder: Folder) -> Json | None:
+    """Where it ran and what that can cost at most; None without a scheduler."""
+    asked = folder.plan.get("slurm")
+    if not asked:
+        return None
+    nodes = (folder.plan.get("resources") or {}).get("nodes")
+    return {
+        "cluster": folder.plan.get("cluster"),
+        "partition": asked.get("partition"),
+        "nodes": nodes,
+        "price": asked.get("price"),
+    }
+
+
+def _machine(folder: Folder) -> Json | None:
+    """The machine that it ran on: the submitter's, unless rank 0 has told of another."""
+    told = [r["machine"] for life in folder.lives for r in life if r.get("event") == "begin" and "machine" in r]
+    return told[-1] if told else folder.environment.get("machine")
 
 
 def _provenance(folder: Folder) -> Json:
@@ -159,7 +181,7 @@ def _provenance(folder: Folder) -> Json:
         "git": environment.get("git"),
         "python": environment.get("python"),
         "hpcai": environment.get("hpcai"),
-        "machine": environment.get("machine"),
+        "machine": _machine(folder),
         "packages": environment.get("packages", []),
     }
 
