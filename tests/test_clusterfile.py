@@ -140,7 +140,7 @@ def test_alone_it_lists_every_cluster_and_whose_it_is(tmp_path: Path, capsys: py
     ({"qos__short__partitions": ["cpu", "cqu"]}, "facts.qos.short.partitions: cqu: no such partition. Did you mean cpu?"),
     ({"qos__short__nodes": {"cqu": 1}}, "facts.qos.short.nodes: cqu: no such partition. Did you mean cpu?"),
     ({"setup": "meluxna.sh"}, "facts.setup=meluxna.sh: no such script in slurm/setup. Did you mean meluxina.sh?"),
-    ({"partitions__gpu__env": {"A;B": "1"}}, "facts.partitions.gpu.env: A;B: "),
+    ({"partitions__gpu__env": {"A;B": "1"}}, "facts.partitions.gpu.env.A;B: is no name of a variable"),
 ])  # fmt: skip
 def test_a_fault_is_one_line_with_its_key_and_exit_2(
     facts: dict[str, Any], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

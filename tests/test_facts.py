@@ -60,7 +60,7 @@ def test_a_name_with_dots_is_found_by_its_source() -> None:
     {"partitions": []},
     {"qos": {"q": {"max_min": -5}}},
     {"setup": "../../etc/passwd"},
-    {"setup": "/etc/passwd"},
+    {"setup": "/apps/a\nb.sh"},
     {"setup": "a b.sh"},
     {"account_pattern": "(a+)+$"},
     {"account_pattern": "["},

@@ -236,9 +236,8 @@ def test_no_member_is_lost_or_doubled_by_splitting(members: int, size: int | Non
 
 def test_idle_gpus_of_a_billed_node_are_told_with_their_price_and_what_else_they_could_do() -> None:
     words = [*MELUXINA, "resources.gpus_per_node=1", "resources.timeout_min=120"]
-    assert warned(words)[0] == ("1 of 4 GPUs: billed 4; -m seed=0,1,2,3 costs the same (idle: at most 1.5 of 2.0 node-h)")
-    two = warned([*words, "resources.gpus_per_node=2", "resources.tasks_per_node=2", "seed=7"])[0]
-    assert two.startswith("2 of 4 GPUs: billed 4; -m seed=7,8 costs the same")
+    said = "resources.gpus_per_node=4 resources.tasks_per_node=4 costs the same (idle: at most 1.5 of 2.0 node-h)"
+    assert warned(words)[0] == f"1 of 4 GPUs: billed 4; {said}"
     three = warned([*words, "resources.gpus_per_node=3", "resources.tasks_per_node=3"])[0]
     assert "resources.gpus_per_node=4 resources.tasks_per_node=4 costs the same" in three
     assert not [
@@ -247,7 +246,7 @@ def test_idle_gpus_of_a_billed_node_are_told_with_their_price_and_what_else_they
 
 
 def test_a_gpu_that_no_rank_takes_is_idle_too() -> None:
-    assert warned([*MELUXINA, "resources.gpus_per_node=4"])[0].startswith("1 of 4 GPUs: billed 4; -m seed=0,1,2,3")
+    assert warned([*MELUXINA, "resources.gpus_per_node=4"])[0].startswith("1 of 4 GPUs: billed 4;")
     assert warned([*LUCIA, "resources.gpus_per_node=2"])[0].startswith("1 of 2 GPUs: billed 2;")
 
 
@@ -256,13 +255,8 @@ def test_a_gpu_node_without_gpus_asked_for_and_idle_cores_are_told() -> None:
         "0 of 4 GPUs: billed 4; cluster.partition=cpu is for runs"
     )
     said = warned([*MELUXINA, "resources.cpus_per_task=8", "resources.timeout_min=60"])[0]
-    assert said == "8 of 128 cores: billed 128; -m 'seed=range(0,16)' costs the same (idle: at most 0.94 of 1.0 node-h)"
+    assert said == "8 of 128 cores: billed 128; resources.cpus_per_task=128 costs the same (idle: at most 0.94 of 1.0 node-h)"
     assert not [line for line in warned([*MELUXINA]) if "billed" in line]
-
-
-def test_a_predict_job_is_not_told_to_sweep_its_seed() -> None:
-    words = ["job=predict", "from_run=x", "name=n", "data.path=x", "data.reader=images", "cluster=meluxina"]
-    assert not [line for line in warned([*words, "resources.gpus_per_node=1"]) if "-m seed" in line]
 
 
 def test_a_plan_says_which_of_its_facts_are_doubtful_in_one_line() -> None:

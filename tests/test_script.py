@@ -17,6 +17,7 @@ from hpcai import script
 from hpcai.cluster import read_machine
 from hpcai.config.check import load
 from hpcai.config.schema import Config
+from hpcai.errors import HpcaiError
 from hpcai.plan import JobPlan, outline
 from hpcai.run import main
 
@@ -83,6 +84,13 @@ def test_last_line_is_the_step_that_a_person_may_type() -> None:
 @pytest.mark.parametrize(("word", "mask"), [("runs_access=user", "umask 077"), ("runs_access=group", "umask 027")])
 def test_new_files_are_the_users_or_the_groups(word: str, mask: str) -> None:
     assert mask in text(word).splitlines()
+
+
+def test_a_site_brings_its_own_script_by_its_path_and_variables_have_names() -> None:
+    assert ". '/apps/hp cai/modules.sh' || exit 3" in text("cluster.facts.setup='/apps/hp cai/modules.sh'").splitlines()
+    for word in ("cluster.facts.setup=../x.sh", "cluster.facts.partitions.cpu.env={a.b: c}", "cluster.facts.setup='x;id'"):
+        with pytest.raises(HpcaiError, match=r"cluster\.facts"):
+            text(word)
 
 
 def test_mail_and_reservation_are_there_when_asked_for_alone() -> None:

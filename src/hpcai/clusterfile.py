@@ -33,7 +33,6 @@ check: what a cluster file states, key by key, each with its source, second-hand
 probe: drafts a file for the machine whose login node this is; see hpcai cluster probe --help."""
 STANDINGS = ("sourced", "second-hand", "probed", "unverified", "unknown")
 PROBED = re.compile(r"probed [0-9]{4}-[0-9]{2}-[0-9]{2}")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -202,17 +201,13 @@ def _partitions(facts: Facts) -> Iterator[str]:
             for name in names:
                 if name not in facts.partitions:
                     yield f"qos.{qos}.{key}: {one_line(name, 80)}: no such partition. {near(name[:80], known)}"
-    for partition, shape in facts.partitions.items():
-        for name in shape.env:
-            if not VARIABLE.fullmatch(name):
-                yield f"partitions.{partition}.env: {one_line(name, 80)}: is no name of a variable. Correct it."
 
 
 def _setup(facts: Facts) -> Iterator[str]:
     import hpcai.slurm
 
     known = sorted(file.name for file in (Path(str(hpcai.slurm.__file__)).parent / "setup").glob("*.sh"))
-    if facts.setup is not None and facts.setup not in known:
+    if facts.setup is not None and facts.setup not in known and not facts.setup.startswith("/"):
         yield f"setup={facts.setup}: no such script in slurm/setup. {near(facts.setup, known)}"
 
 

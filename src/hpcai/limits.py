@@ -199,21 +199,12 @@ def _idle(config: Config, allocation: Allocation) -> Iterator[str]:
         used = min(asked.gpus_per_node, asked.tasks_per_node)
         all_of_them = f"resources.gpus_per_node={given.gpus} resources.tasks_per_node={given.gpus}"
         if used < given.gpus:
-            same = _members(config, given.gpus // used) or all_of_them
             lost = _lost(config, given, 1 - used / given.gpus)
-            yield f"{used} of {given.gpus} GPUs: billed {given.gpus}; {same} costs the same{lost}"
+            yield f"{used} of {given.gpus} GPUs: billed {given.gpus}; {all_of_them} costs the same{lost}"
     elif given.whole and (used := given.threads * asked.tasks_per_node) * 2 <= given.cores:
-        same = _members(config, given.cores // used) or f"resources.cpus_per_task={given.cores // asked.tasks_per_node}"
+        same = f"resources.cpus_per_task={given.cores // asked.tasks_per_node}"
         lost = _lost(config, given, 1 - used / given.cores)
         yield f"{used} of {given.cores} cores: billed {given.cores}; {same} costs the same{lost}"
-
-
-def _members(config: Config, count: int) -> str:
-    """A sweep of so many members on one node; none where one member is less than a node's part, or has no seed."""
-    if count < 2 or config.job != "train" or config.resources.nodes > 1:
-        return ""
-    seeds = range(config.seed, config.seed + count)
-    return f"-m seed={','.join(map(str, seeds))}" if count <= 8 else f"-m 'seed=range({seeds.start},{seeds.stop})'"
 
 
 def _lost(config: Config, allocation: Allocation, share: float) -> str:

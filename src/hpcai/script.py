@@ -147,10 +147,9 @@ def _set_up(plan: JobPlan, config: Config) -> Iterator[Line]:
     yield Line(f"PYTHON={shlex.quote(config.cluster.python or sys.executable)}", "of the compute nodes' environment")
     if facts.setup:
         yield Line("# shellcheck source=/dev/null")
-        yield Line(
-            f'. "$RUN/code/hpcai/slurm/setup/{facts.setup}" || exit 3',
-            "the site's modules; the run's own copy, frozen at submission",
-        )
+        own = facts.setup.startswith("/")
+        where = shlex.quote(facts.setup) if own else f'"$RUN/code/hpcai/slurm/setup/{facts.setup}"'
+        yield Line(f". {where} || exit 3", "the site's modules" + "; the run's own copy, frozen at submission" * (not own))
     yield Line(
         'echo "hpcai: start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date)"',
         "into the batch log, which every start appends to",

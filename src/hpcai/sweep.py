@@ -54,7 +54,7 @@ def plan_members(words: list[str], options: Options) -> list[Entry]:
                 found = with_faults_of_plan(found, e.members)
         faults += found
     if not faults:
-        faults += _twins(entries)
+        faults += [*_not_on_slurm(entries), *_twins(entries)]
     if faults:
         raise Faults(list({str(fault): fault for fault in faults}.values()))
     gathers = list(_gathers(entries, anew=options.anew))
@@ -88,6 +88,11 @@ def _depends(config: Config) -> list[RunDir]:
     """
     names = [config.depends_on] if isinstance(config.depends_on, str) else config.depends_on or []
     return [runs.find(name, Path(config.runs_dir), what="depends_on") for name in names]
+
+
+def _not_on_slurm(entries: Sequence[Entry]) -> Iterator[HpcaiError]:
+    for name in dict.fromkeys(e.config.cluster.name for e in entries if e.plan.executor == "slurm"):
+        yield PlanError(f"cluster={name}: many runs of one command are for cluster=local as yet. Send them one by one.")
 
 
 def _twins(entries: Sequence[Entry]) -> Iterator[HpcaiError]:
@@ -318,6 +323,8 @@ def run_search(words: list[str], spec: str, options: Options) -> int:
         faults += [ConfigError(line) for line in _unsearchable(config, dimensions)]
     if faults:
         raise Faults(faults)
+    if config is not None and config.cluster.executor == "slurm":
+        raise PlanError(f"cluster={config.cluster.name}: a search is for cluster=local as yet. Send runs one by one.")
     first = make(example, "")  # what is wrong with the machine or the data is said before anything begins
     settled = {"words": sorted(fixed), "space": dimensions.to_json(), **asdict(settings), "trials": None}
     folder = sweep_folder(Path(first.plan.run_dir).parent, first.config.name, settled)

@@ -210,6 +210,8 @@ PATHS = ("path", "runs_dir", "from_run", "depends_on", "init_from", "cluster.pyt
 def _pattern(name: str) -> str:
     if name.endswith(PATHS) or name.startswith("cluster.facts.shared."):
         return "a path holds no NUL. Correct it."
+    if ".env." in name:
+        return "is no name of a variable: letters, digits and _, no digit first. Correct it."
     names = "must begin with a letter or digit and hold at most 64 of A-Z a-z 0-9 . _ - (it names folders and jobs). Rename it."
     return PATTERNS.get(name, names)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints
 
-from hpcai.config.words import Group, Name, PathText, Text, key
+from hpcai.config.words import NAME, Group, Name, PathText, Text, key
 
 Standing = Literal["sourced", "second-hand", "probed", "unverified"]
 
@@ -28,6 +28,8 @@ def _simple(pattern: str) -> str:
 
 
 Limit = Annotated[int, Field(ge=1, le=2**31)]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
+Script = Annotated[str, StringConstraints(pattern=rf"^(?:{NAME}|/[^\x00-\x1f\x7f]+)$", max_length=1000)]
 Pattern = Annotated[Text, AfterValidator(_simple)]
 
 
@@ -57,7 +59,7 @@ class Partition(Group):
     max_nodes: Limit | None = key(None, "most nodes of one job")
     max_submit: Limit | None = key(None, "most jobs of one user in it, array tasks counted")
     charge: Charge | None = key(None, "what it costs")
-    env: dict[str, Text] = key({}, "variables set for every rank, such as NCCL's")
+    env: dict[Variable, Text] = key({}, "variables set for every rank, such as NCCL's")
     srun: list[Text] = key([], "options of every srun in it, such as binding")
 
 
@@ -100,7 +102,9 @@ class Facts(Group):
         "asked", "--mem: all of a whole node (0), what resources.mem_gb says, or never written"
     )
     mpi: Text | None = key(None, "srun --mpi; null: left out, the site's default")
-    setup: Name | None = key(None, "script of slurm/setup that loads the site's modules")
+    setup: Script | None = key(
+        None, "script that loads the site's modules: a name in slurm/setup, or the site's own by its path"
+    )
     home: PathText | None = key(None, "home folders; $USER and $ACCOUNT stand for names")
     project: PathText | None = key(None, "a project's folder, seen by every node")
     scratch: PathText | None = key(None, "large and fast, not kept")
