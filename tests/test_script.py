@@ -93,6 +93,41 @@ def test_a_site_brings_its_own_script_by_its_path_and_variables_have_names() -> 
             text(word)
 
 
+def test_a_container_sees_the_run_its_inputs_read_only_and_the_gpus() -> None:
+    box = (
+        "container.image=/project/home/p200000/a b.sif",
+        "container.binds=[/project/scratch/p200000]",
+        "data.path='/project/x/d.npz'",
+    )
+    said = text(*box, "resources.gpus_per_node=1", "cluster.python=/opt/python").splitlines()
+    words = shlex.split(said[-1])
+    step = words[words.index("apptainer") :]
+    assert step == [
+        "apptainer", "exec", "--nv", "--bind", "$RUN:$RUN", "--bind", "/project/x/d.npz:/project/x/d.npz:ro", "--bind", "/data",
+        "--pwd", "$RUN", "/project/home/p200000/a b.sif", "python3", "-u", "-m", "hpcai.worker", "$RUN",
+    ]  # fmt: skip
+    assert any("hpcai.requeue" in line and '"$PYTHON"' in line for line in said)  # outside: it speaks to Slurm
+    assert "--nv" not in text(*box)
+    check_with_shellcheck(text(*box))
+
+
+def test_an_amd_node_gives_its_gpus_by_their_own_flag() -> None:
+    words = ("+experiment=pneumonia", "cluster=lumi", "cluster.account=project_465000000", "resources.gpus_per_node=1")
+    said = script.text(*planned(*words, "container.image=/appl/x.sif"))
+    assert "singularity exec --rocm --bind" in said
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["container.image=docker://x"], "is an address; a job fetches nothing"),
+    (["container.image=x.sif", "cluster=local"], "on Slurm alone"),
+    (["container.image=x.sif", "data.path=/a:b"], "which parts a bind"),
+    (["container.image=x.sif", "container.binds=[x]"], "container.binds.0=x"),
+])  # fmt: skip
+def test_a_container_that_cannot_be_run_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(HpcaiError, match=re.escape(said)):
+        text(*words)
+
+
 def test_mail_and_reservation_are_there_when_asked_for_alone() -> None:
     assert "mail" not in text() and "reservation" not in text()
     asked = options(text("cluster.mail=a@b.lu", "cluster.reservation=gpudev"))

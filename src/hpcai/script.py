@@ -184,7 +184,23 @@ def _srun(plan: JobPlan, config: Config) -> str:
         "--open-mode=append",
     ]  # fmt: skip
     logs = '--output="$RUN/submitit/%j_%t_log.out" --error="$RUN/submitit/%j_%t_log.err"'
-    return f'{shlex.join(words)} {logs} "$PYTHON" -u -m hpcai.worker "$RUN"'
+    return f'{shlex.join(words)} {logs} {_inside(plan, config)} -u -m hpcai.worker "$RUN"'
+
+
+def _inside(plan: JobPlan, config: Config) -> str:
+    """What starts a rank: the nodes' Python, or that of a container, which sees the run, its inputs (read only) and GPUs."""
+    box = config.container
+    if box.image is None:
+        return '"$PYTHON"'
+    gpu = ["--rocm" if "AMD" in _partition(plan, config).gpu else "--nv"] if plan.resources["gpus_per_node"] else []
+    named = [config.from_run] if isinstance(config.from_run, str) else config.from_run or []
+    inputs = [path for path in (config.data.path, config.model.init_from, *named) if path and path.startswith("/")]
+    binds = [*(f"{path}:{path}:ro" for path in dict.fromkeys(inputs)), *box.binds]
+    begun = shlex.join([*shlex.split(config.cluster.facts.container), *gpu])
+    return " ".join([
+        begun, '--bind "$RUN:$RUN"', *(f"--bind {shlex.quote(bind)}" for bind in binds), '--pwd "$RUN"', shlex.quote(box.image),
+        shlex.quote(box.python),
+    ])  # fmt: skip
 
 
 def _mpi(config: Config) -> list[str]:

@@ -349,6 +349,20 @@ def _tracking(cfg: Config) -> Iterator[str]:
             yield f"tracking.{name}: needs the extra {name}. Install hpcai[{name}]."
 
 
+def _container(cfg: Config) -> Iterator[str]:
+    image = cfg.container.image
+    if image is None:
+        return
+    shown = f"container.image={_shown(image)}"
+    if cfg.cluster.executor == "local":
+        yield f"{shown}: ranks run in a container on Slurm alone. Leave it out, or choose a cluster."
+    if "://" in image:
+        yield f"{shown}: is an address; a job fetches nothing. Pull it first, and give the file."
+    for path in (cfg.data.path, cfg.runs_dir):
+        if path.startswith("/") and ({":", ","} & set(path)):
+            yield f"{shown}: {_shown(path)} holds a : or , which parts a bind. Choose another path."
+
+
 RULES: dict[tuple[str, ...], Callable[[Config], Iterator[str]]] = {  # the keys that a rule reads: the rule
     ("job", "from_run"): _from_run,
     ("job", "pipeline"): _pipeline,
@@ -356,5 +370,6 @@ RULES: dict[tuple[str, ...], Callable[[Config], Iterator[str]]] = {  # the keys 
     ("job", "data.image_size", "data.reader", "model.spatial_dims"): _sizes,
     ("job", "resources.nodes", "resources.tasks_per_node", "trainer.accumulate", "trainer.batch_size"): _batch,
     ("job", "data.reader", "data.split.by", "data.split_col"): _splits,
+    ("container.image", "cluster.executor", "data.path", "runs_dir"): _container,
     ("tracking.tensorboard", "tracking.mlflow"): _tracking,
 }

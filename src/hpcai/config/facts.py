@@ -109,6 +109,7 @@ class Facts(Group):
     project: PathText | None = key(None, "a project's folder, seen by every node")
     scratch: PathText | None = key(None, "large and fast, not kept")
     shared: list[PathText] = key([], "folders that compute nodes see; empty: unknown")
+    container: Text = key("apptainer exec", "how a container is run")
     internet: bool | None = key(None, "compute nodes reach the internet")
     login_modules: bool | None = key(None, "`module` exists on login nodes")
     driver: Text | None = key(None, "version of the NVIDIA driver")

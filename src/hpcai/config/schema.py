@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from hpcai.config.facts import Facts
@@ -194,6 +194,18 @@ class Cluster(Group):
     facts: Facts = key(Facts(), "what the machine is and allows: read from its file")
 
 
+class Container(Group):
+    """An image in which the ranks run, on Slurm; the batch script itself and what it asks of Slurm stay outside."""
+
+    image: PathText | None = key(
+        None, "Apptainer image: a .sif file or a sandbox folder; null: none", pattern=r"^[^\x00-\x1f,]+$", changes_result=False
+    )
+    python: PathText = key("python3", "Python inside it", pattern=r"^[^\x00-\x1f]+$", changes_result=False)
+    binds: list[Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f,]*$", max_length=1000)]] = key(
+        [], "more folders that it sees: /path or /path:/inside[:ro]", changes_result=False, max_length=50
+    )
+
+
 class Tracking(Group):
     """Where a run's metrics are shown besides its own files. Nothing here changes a result."""
 
@@ -233,6 +245,7 @@ class Config(Group):
     trainer: Trainer = key(Trainer(), "the loop")
     resources: Resources = key(Resources(), "what the run asks of the machine", changes_result=False)
     cluster: Cluster = key(..., "the machine", changes_result=False)
+    container: Container = key(Container(), "an image in which the ranks run", changes_result=False)
     tracking: Tracking = key(Tracking(), "where its metrics are shown besides its files", changes_result=False)
 
     def to_plain(self) -> dict[str, Any]:
