@@ -52,7 +52,10 @@ def test_header_says_what_runs_for_whom_for_how_long_and_what_it_costs() -> None
     said = text("resources.gpus_per_node=4", "resources.tasks_per_node=4", "resources.timeout_min=90").splitlines()
     assert said[0] == "#!/bin/bash -l"
     assert re.fullmatch(r"# hpcai [\d.]+: train of pneumonia-[0-9a-f]{8} for account p200000\.", said[1])
-    assert said[2] == "# At most 1 h 30 min on 1 node of gpu, 4 GPUs a node: at most 1.5 node-h (1 gpu node x 1 h 30 min)."
+    assert (
+        said[2]
+        == "# At most 1 h 30 min on 1 node of gpu, 4 GPUs a node: at most 1.5 node-h (1 gpu node x 1 h 30 min) for each start."
+    )
     assert "/project/home/p200000/runs/pneumonia-" in said[3]
 
 
@@ -96,7 +99,7 @@ def test_a_site_brings_its_own_script_by_its_path_and_variables_have_names() -> 
 def test_a_container_sees_the_run_its_inputs_read_only_and_the_gpus() -> None:
     box = (
         "container.image=/project/home/p200000/a b.sif",
-        "container.binds=[/project/scratch/p200000]",
+        "container.binds=[/data]",
         "data.path='/project/x/d.npz'",
     )
     said = text(*box, "resources.gpus_per_node=1", "cluster.python=/opt/python").splitlines()

@@ -207,8 +207,19 @@ def test_a_controller_that_is_away_costs_a_run_nothing(
 
 @pytest.mark.fault
 def test_a_run_that_gets_nowhere_in_three_starts_says_so_and_stops(data: Path, tmp_path: Path, slurm: Any) -> None:
+    run = send(data, tmp_path, *LONG)
+    for life in (1, 2, 3):
+        until(lambda life=life: lease.last_life(run) == life and lease.records(run, life).get(0) and ranks(run), timeout=90)
+        for process in ranks(run):  # it has begun, and imports torch: no step is done
+            process.kill()
+    assert wait(run) == 5
+    assert lease.last_life(run) == 3
+    assert "3 starts without a new step" in lease.read_state(run).message
+
+
+def test_a_step_that_cannot_start_is_told_at_once(data: Path, tmp_path: Path, slurm: Any) -> None:
     run = send(data, tmp_path, *LONG, "cluster.python=/bin/false")
-    assert wait(run) == 5  # the step ends at once, nothing begins: lost, with a cause
+    assert wait(run) == 5  # nothing begins, and the batch script cannot say why either: lost, with a cause
     said = verb("status", str(run.path), "--json")
     assert json.loads(said.stdout)[0]["state"] == "lost"
 

@@ -86,6 +86,11 @@ def current_job(environ: Mapping[str, str]) -> str | None:
     return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
 
 
+def this_start(environ: Mapping[str, str]) -> str:
+    """Which start of which Slurm job this process belongs to."""
+    return f"{current_job(environ)} {environ.get('SLURM_RESTART_COUNT', '0')}"
+
+
 class Stop:
     """The stop flag. A signal's handler does nothing but set it; ranks look at it between two steps and agree."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hpcai import cluster, lease, runs, standings, submit, watch
+from hpcai import cluster, lease, rundir, runs, standings, submit, watch
 from hpcai.board import Board, Row
 from hpcai.errors import HpcaiError, one_line
 from hpcai.queue import Entry, Queue, Running, Slots, Source, Starter
@@ -38,6 +38,7 @@ class Options:
     no_wait: bool = False
     anew: bool = False
     junit: Path | None = None
+    access: str = "user"  # who may read what it writes (runs_access)
     total: int | None = None  # members that there will be, where not all are known yet
 
 
@@ -66,7 +67,7 @@ class Driver:
 
         Raises: OwnedError if another driver has it.
         """
-        os.umask(0o077)  # what is derived from patients is the user's alone
+        rundir.guard(self.options.access)
         asked = watch.listen()
         run = self.run_dir
         if self.options.junit:  # a place that cannot be written is said now, not at the end
@@ -105,7 +106,7 @@ class Driver:
             return True
         os.setsid()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        log = os.open(run.path / "driver.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = os.open(run.path / "driver.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         for fd, to in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
             os.dup2(to, fd)
         return False

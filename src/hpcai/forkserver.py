@@ -172,7 +172,7 @@ def _rank(asked: Request, rank: int, job: str, out: Path, err: Path) -> NoReturn
 def _speak_to(out: Path, err: Path) -> None:
     """Standard input is nothing, output and error are these files from here on."""
     streams: list[tuple[int, int]] = [(0, os.open(os.devnull, os.O_RDONLY))]
-    streams += [(fd, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) for fd, path in ((1, out), (2, err))]
+    streams += [(fd, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)) for fd, path in ((1, out), (2, err))]
     for fd, to in streams:
         os.dup2(to, fd)
         os.close(to)

@@ -157,12 +157,20 @@ def give_to_job(run: RunDir, life: int, job: str, chain: Sequence[str] = ()) -> 
 def claim(run: RunDir, life: int, who: str) -> bool:
     """Makes a life that was taken for a Slurm job the one of `who`, one start of it; False if another start has it."""
     try:
-        file = os.open(life_dir(run, life) / "claim", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        file = os.open(life_dir(run, life) / "claim", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
     except FileExistsError:
         return False
     with os.fdopen(file, "w") as f:
         f.write(who)
     return True
+
+
+def claimed_by(run: RunDir, life: int) -> str:
+    """Which start has a life; nothing if none has claimed it."""
+    try:
+        return (life_dir(run, life) / "claim").read_text("utf-8")
+    except FileNotFoundError:
+        return ""
 
 
 def give_up(run: RunDir, life: int, message: str, code: int = 5) -> None:

@@ -38,6 +38,7 @@ class JobPlan:
     """What will run, where, with what. `threads` is per rank; `from_run`: run_id and the model's sha256 of each run read.
 
     `slurm`: what is asked of the scheduler (partition, qos, account, reservation, whole) and its price; None: no scheduler.
+    `access`: who may read what it writes (runs_access).
     """
 
     run_id: str
@@ -51,6 +52,7 @@ class JobPlan:
     from_run: list[dict[str, str | None]]
     warnings: list[str]
     slurm: dict[str, Any] | None = None
+    access: str = "user"
     version: int = rundir.VERSION
 
     @property
@@ -125,6 +127,7 @@ def outline(config: Config, machine: Machine, trained: Sequence[RunDir] = (), *,
         from_run=sources,
         warnings=list(_slurm_warnings(config, given) if given else cluster.warnings(config, machine)),
         slurm=_asked_of_slurm(config, given) if given else None,
+        access=config.runs_access,
     )
 
 

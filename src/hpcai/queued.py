@@ -69,7 +69,7 @@ def _adopted(run: RunDir, state: RunState) -> RunState:
     """A run whose submitter was killed between sbatch and writing the job's number down: found by its name, if it is there."""
     if state.slurm_job != "" or state.state != "lost":
         return state
-    job = scheduler.named(run.path.name)
+    job = scheduler.named(run.path.name, str(run.script))
     if job is None:
         return state
     lease.give_to_job(run, state.life, job)
@@ -90,11 +90,11 @@ def with_scheduler(state: RunState, answer: scheduler.Answer, folder: Path | Non
         return replace(state, state="running", code=None, message=SILENT) if state.state == "lost" else state
     if state.state == "stopped":
         return state
-    log = _last_words(folder, state.slurm_job) if folder else ""
+    log = last_words(folder, state.slurm_job) if folder else ""
     return replace(state, state="lost", code=5, message=scheduler.cause_words(next(iter(known), None), log))
 
 
-def _last_words(folder: Path, job: str) -> str:
+def last_words(folder: Path, job: str) -> str:
     """What the batch script and the ranks of the newest start printed past their logs, at its end."""
     told = []
     for file in (*folder.glob(f"submitit/{job}_*_log.err"), folder / "submitit" / f"{job}_batch.log"):

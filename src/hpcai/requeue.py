@@ -3,6 +3,7 @@
     finished, or failed for a stated reason          no: the same would happen again
     told that its time ends (USR2), a checkpoint     yes: scontrol requeue, and it goes on
     a rank vanished without a word, or lost a peer   yes, while starts bring steps
+    out of memory, by Slurm's notice in its log      no: it says how much more to ask for
     SIGTERM: cancelled, preempted, out of time       Slurm's decision, not ours: it requeues what it preempts
     STARTS starts in a row without a new step        no, and the run says so
 
@@ -17,8 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcai import lease, scheduler
-from hpcai.context import current_job
+from hpcai import lease, queued, scheduler
+from hpcai.context import current_job, this_start
 from hpcai.errors import HpcaiError, one_line
 from hpcai.lease import RunState
 from hpcai.output import steady
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> int:
         if job is None or lease.read_owner(run, life).get("job") != job:
             return code  # the run belongs to another job by now, or none began
         state = state_of(run)
-        verdict = _never_began(run, life, code) or judge(state, steps_by_life(run))
+        lost = scheduler.cause(None, queued.last_words(run.path, job)) if state.state == "lost" else None
+        verdict = _never_began(run, life, job, code) or judge(state, steps_by_life(run), lost)
         if verdict == "again":
             _again(run, job)
         elif verdict:
@@ -55,24 +57,33 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _never_began(run: RunDir, life: int, code: int) -> str:
-    """Why no rank of this life has begun, if none has: an unfit node, or a step that ended at once. Time cures neither."""
-    if any(lease.records(run, life).values()):
+def _never_began(run: RunDir, life: int, job: str, code: int) -> str:
+    """Why no rank of this start has begun, if none has: an unfit node, or a step that ended at once. Time cures neither."""
+    if lease.claimed_by(run, life) == this_start(os.environ):
         return ""
-    unfit = []
+    begun, unfit = float(os.environ.get("SLURM_JOB_START_TIME", 0)), []
     for file in sorted(run.preflight.glob("*.json")):
         told = read_json(file)
-        unfit += [] if told["ok"] else [str(check["words"]) for check in told["checks"] if not check["ok"]]
+        fresh = told["job"] == os.environ.get("SLURM_JOB_ID") and told["time"] >= begun
+        unfit += [str(check["words"]) for check in told["checks"] if fresh and not check["ok"]]
     if unfit:
         return f"its nodes are not fit: {' '.join(unfit[:3])}"
     return f"its step ended with {code} before any rank began. See the batch log in its submitit folder."
 
 
-def judge(state: RunState, steps: Sequence[int | None]) -> str:
-    """`again`, a reason to give up, or nothing: it has ended, or Slurm decides. `steps`: the newest step of each life."""
+def judge(state: RunState, steps: Sequence[int | None], lost: scheduler.Cause | None = None) -> str:
+    """`again`, a reason to give up, or nothing: it has ended, or Slurm decides.
+
+    Args:
+        state: what the records say.
+        steps: the newest step of each life.
+        lost: why a rank vanished, as far as Slurm's notices in the log tell.
+    """
     stopped_by_time = state.state == "stopped" and state.code == 128 + signal.SIGUSR2
     if not (stopped_by_time or state.state == "lost"):
         return ""
+    if lost is not None and lost.kind in ("out_of_memory", "gpu_memory"):
+        return f"{lost.words}. {lost.todo}"
     if idle_starts(steps) >= STARTS:
         return f"{STARTS} starts without a new step: {state.message.rstrip('.')}. See its log; hpcai resume starts it again."
     return "again"

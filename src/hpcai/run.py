@@ -7,7 +7,6 @@ that are imported for typing alone.
 
 import argparse
 import gc
-import os
 import shlex
 import sys
 import time
@@ -125,7 +124,7 @@ def launch(options: argparse.Namespace, plan: "JobPlan", config: "Config", files
 
     Raises: OwnedError if somebody runs it; Faults if it cannot go on as it began.
     """
-    from hpcai import lease, submit, watch
+    from hpcai import lease, rundir, submit, watch
     from hpcai.rundir import RunDir
 
     run = RunDir(Path(plan.run_dir))
@@ -145,7 +144,7 @@ def launch(options: argparse.Namespace, plan: "JobPlan", config: "Config", files
     if options.dry_run:
         print(shlex.join(submit.command(run, state.life + 1)))
         return 0
-    os.umask(0o077)  # what is derived from patients is the user's alone
+    rundir.guard(plan.access)
     life = lease.take(run, plan.ranks)
     submit.prepare(run, plan, config, files)
     asked = watch.listen()
@@ -162,7 +161,7 @@ def send(options: argparse.Namespace, run: "RunDir", plan: "JobPlan", config: "C
 
     Raises: OwnedError if it is in the queue or runs; PlanError if Slurm does not answer or refuses it.
     """
-    from hpcai import lease, queued, scheduler, script, submit
+    from hpcai import lease, queued, rundir, scheduler, script, submit
 
     state = queued.state_of(run)
     if state.state == "completed":
@@ -181,12 +180,12 @@ def send(options: argparse.Namespace, run: "RunDir", plan: "JobPlan", config: "C
     why = scheduler.unavailable()
     if why:
         raise PlanError(f"cluster={plan.cluster}: {why}")
-    os.umask(0o027 if config.runs_access == "group" else 0o077)
+    rundir.guard(plan.access)
     life = lease.take(run, plan.ranks, over=state.life, kind="slurm", job=None, restart=0)
     submit.prepare(run, plan, config, files)
     jobs = submit.send(run, plan, config, life)
     price = (plan.slurm or {}).get("price")
-    cost = f", {price['words']}" if price else ""
+    cost = f", {price['words']} for each start" if price else ""
     print(f"submitted: job {', '.join(jobs)}{cost}  see: hpcai status {plan.run_id}")
     return 0
 

@@ -158,6 +158,11 @@ class RunDir:
         return sorted(files, key=lambda f: int(f.name.rsplit("rank", 1)[1].split(".")[0]))
 
 
+def guard(access: str) -> None:
+    """Files that this process makes from now on are the user's alone, or readable by the group too (`runs_access`)."""
+    os.umask(0o027 if access == "group" else 0o077)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Whole or not at all, also through a crash: write beside, sync, rename, sync the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -80,12 +80,12 @@ def _said(plan: JobPlan, config: Config) -> Iterator[Line]:
     yield Line(f"# hpcai {hpcai.__version__}: {plan.job} of {plan.run_id}{whom}.")
     yield Line(f"# At most {limits.duration(asked['timeout_min'])} on {nodes}{gpus}" + _price(plan) + ".")
     yield Line(f"# Reads and writes {one_line(plan.run_dir, 400)}; its data is listed in data.json there.")
-    yield Line("# To stop it: hpcai cancel NAME, or scancel JOB. To start it again: sbatch THIS_FILE; it goes on.")
+    yield Line(f"# To stop it: hpcai cancel NAME, or scancel --me -n {plan.run_id}. Sent again (sbatch THIS_FILE), it goes on.")
 
 
 def _price(plan: JobPlan) -> str:
     price = (plan.slurm or {}).get("price")
-    return f": {price['words']}" if price else ""
+    return f": {price['words']} for each start" if price else ""
 
 
 def _options(plan: JobPlan, config: Config) -> Iterator[tuple[str, str, str]]:

@@ -258,6 +258,7 @@ def run_grid(words: list[str], options: Options) -> int:
         return 0
     if done == len(entries) and (sweep.path / "results.json").is_file():
         return report(sweep, standings.outcomes(sweep.members), options)
+    options = replace(options, access=entries[0].config.runs_access)
     return Driver(Members(sweep, list(entries)), options).run([e.plan.job for e in entries])
 
 
@@ -340,7 +341,8 @@ def run_search(words: list[str], spec: str, options: Options) -> int:
         print(f"  such as: {one_line(' '.join(example), 200)}")
         return 0
     work = Hunt(sweep, dimensions, settings, make)
-    code = Driver(work, replace(options, total=settings.trials)).run([first.plan.job])
+    options = replace(options, total=settings.trials, access=first.config.runs_access)
+    code = Driver(work, options).run([first.plan.job])
     if work.trials is None:  # another process drives
         return code
     for line in work.trials.faults:

@@ -176,6 +176,7 @@ def wait(argv: list[str]) -> int:
 def ends(targets: Sequence[RunDir], quiet: bool) -> Iterator[tuple[RunDir, RunState]]:
     """Each target with its state, as it ends; told on a line each, unless `quiet`."""
     left, seen = list(targets), queued.Watch()
+    seen.states([run for target in left for run in (target, *members_of(target.path))])  # one question for all of them
     while left:
         for target in [t for t in left if not busy(t, seen)]:
             left.remove(target)

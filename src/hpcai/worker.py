@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcai
-from hpcai import cluster, lease, scheduler
-from hpcai.context import Ranks, RunContext, Stop, current_job, read_ranks
+from hpcai import cluster, lease, rundir, scheduler
+from hpcai.context import Ranks, RunContext, Stop, current_job, read_ranks, this_start
 from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError, one_line
 from hpcai.output import steady
 from hpcai.plan import JobPlan, read_config, read_plan
@@ -33,7 +33,7 @@ JOIN_S = 180.0  # how long a rank waits for rank 0 to take the run's next life: 
 def main(argv: list[str]) -> int:
     """Runs one rank; returns its exit code. Errors are one line on stderr, their traceback in the rank's log."""
     stop = Stop().install()
-    os.umask(0o077)
+    rundir.guard("user")
     if len(argv) != 1:
         print("usage: python -m hpcai.worker RUN_DIR", file=sys.stderr)
         return 2
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
             raise PlanError(f"RUN_DIR={run.path.name}: holds no plan.json. Give the folder of a run.")
         _run_frozen_code(run, argv)
         plan, ranks = read_plan(run), read_ranks(os.environ)
+        rundir.guard(plan.access)
         if ranks.world_size != plan.ranks:
             raise PlanError(
                 f"world_size={ranks.world_size}: run {plan.run_id} was planned for {plan.ranks} ranks. Start so many."
@@ -76,10 +77,16 @@ def _run_job(plan: JobPlan, context: RunContext) -> int:
         log.debug("%s", traceback.format_exc())
     except OSError as e:  # a full or read-only disk, a lost file system: the run's fault, not ours
         end = _failure(context, f"{type(e).__name__}: {e.strerror}. Free space or mend the disk; the same command goes on.")
+    except MemoryError:
+        end = _failure(context, "out of memory. Ask for more resources.mem_gb, or a smaller trainer.batch_size.")
     except Exception as e:
         # On several ranks a lost peer shows as an error of the collective: what follows from it must not hide its cause.
-        end = _failure(context, f"{type(e).__name__}. Its traceback stands in {context.dir.log(context.ranks.rank).name}.", 1)
-        end["collateral"] = context.ranks.world_size > 1 and isinstance(e, RuntimeError)
+        if type(e).__name__ == "OutOfMemoryError":  # torch's: its module is not ours to import here
+            end = _failure(context, "out of GPU memory. Take a smaller trainer.batch_size, or trainer.accumulate.")
+        else:
+            log_name = context.dir.log(context.ranks.rank).name
+            end = _failure(context, f"{type(e).__name__}. Its traceback stands in {log_name}.", 1)
+            end["collateral"] = context.ranks.world_size > 1 and isinstance(e, RuntimeError)
     try:
         context.note("end", **end)
     except OSError as e:
@@ -188,13 +195,13 @@ def _take(run: RunDir, ranks: Ranks) -> int:
         return lease.take(run, ranks.world_size)
     life, restart = lease.last_life(run), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     owner = lease.read_owner(run, life)
-    if owner.get("kind") == "slurm" and owner["job"] in (None, job) and lease.claim(run, life, f"{job} {restart}"):
+    if owner.get("kind") == "slurm" and owner["job"] in (None, job) and lease.claim(run, life, this_start(os.environ)):
         lease.give_to_job(run, life, job)
         return life
     over = life if owner.get("job") == job or _is_gone(run, owner.get("job")) else 0
     chain = [other for other in owner.get("chain", []) if other != job]
     taken = lease.take(run, ranks.world_size, over=over, kind="slurm", job=job, restart=restart, chain=chain)
-    lease.claim(run, taken, f"{job} {restart}")
+    lease.claim(run, taken, this_start(os.environ))
     return taken
 
 

@@ -138,11 +138,11 @@ def look(
     return Answer(known, queue is not None, past is not None, "; ".join(filter(None, (why, complaint))))
 
 
-def named(name: str, patience_s: float = PATIENCE_S) -> str | None:
-    """This user's job of that name that waits or runs: its id; None if there is none, or squeue did not answer."""
-    said = _ask(["squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--format=%i"], patience_s)
-    found = ID.fullmatch(said.out.split()[-1]) if said.code == 0 and said.out.split() else None
-    return found[0] if found and found["tasks"] is None else None
+def named(name: str, script: str, patience_s: float = PATIENCE_S) -> str | None:
+    """This user's job of that name and script that waits or runs: its id; None if there is none, or squeue did not answer."""
+    said = _ask(["squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--format=%i %o"], patience_s)
+    rows = [line.partition(" ") for line in said.out.splitlines()] if said.code == 0 else []
+    return next((id for id, _, command in rows if command == script and ID.fullmatch(id)), None)
 
 
 def gone(answer: Answer, id: str) -> bool:
