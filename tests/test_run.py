@@ -495,6 +495,18 @@ def test_run_files_are_the_users_alone(launch: Launcher) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_run_files_are_the_groups_to_read_where_that_is_asked_for(launch: Launcher) -> None:
+    assert launch("runs_access=group").rc == 0
+    run = launch.run_dir
+    told = [f for f in run.path.rglob("*") if f.parent != run.submitit and "code" not in f.parts]
+    modes = {f.name: f.stat().st_mode & 0o777 for f in told}
+    assert {mode & 0o027 for mode in modes.values()} == {0}, modes
+    assert modes["plan.json"] == modes["rank0.jsonl"] == modes["rank0.log"] == 0o640 and modes["lives"] == 0o750
+
+
+@pytest.mark.slow
+@pytest.mark.fault
 def test_a_real_training_completes_is_stopped_by_ctrl_c_and_goes_on(train: Launcher) -> None:
     words = ["trainer.epochs=60", "trainer.validate_every=60", "trainer.checkpoint_every=30"]
     started = train.start(*words)
