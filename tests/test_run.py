@@ -498,7 +498,7 @@ def test_run_files_are_the_users_alone(launch: Launcher) -> None:
 @pytest.mark.slow
 def test_run_files_are_the_groups_to_read_where_that_is_asked_for(launch: Launcher) -> None:
     assert launch("runs_access=group").rc == 0
-    run = launch.run_dir
+    run = launch.run_dir()
     told = [f for f in run.path.rglob("*") if f.parent != run.submitit and "code" not in f.parts]
     modes = {f.name: f.stat().st_mode & 0o777 for f in told}
     assert {mode & 0o027 for mode in modes.values()} == {0}, modes

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import tiny_words
+from fake_slurm import FakeSlurm
 
 import hpcai
 from hpcai import lease, rundir, submit
@@ -248,3 +249,66 @@ def test_a_snapshot_copies_what_the_links_lead_to(tmp_path: Path, monkeypatch: p
     here = submit.code_digest()
     monkeypatch.setattr(submit, "PACKAGE", installed)
     assert submit.code_digest() == here
+
+
+# --- Slurm
+
+
+@pytest.fixture
+def to_slurm(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[FakeSlurm, RunDir, JobPlan, Config]:
+    """A run that is prepared for a Slurm of paper."""
+    slurm = FakeSlurm.on(tmp_path, monkeypatch)
+    words = tiny_words(tiny_npz) | {"runs_dir": str(tmp_path / "runs"), "cluster": "testbed"}
+    plan, config, files = make_plan(load([f"{k}='{v}'" if "/" in v else f"{k}={v}" for k, v in words.items()]))
+    run = RunDir(Path(plan.run_dir))
+    assert lease.take(run, 1, kind="slurm", job=None, restart=0) == 1
+    submit.prepare(run, plan, config, files)
+    return slurm, run, plan, config
+
+
+def test_a_surrounding_jobs_variables_reach_no_sbatch_and_come_back_to_us(
+    to_slurm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm, run, plan, config = to_slurm
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SBATCH_HOLD", "SRUN_CPUS_PER_TASK"):
+        monkeypatch.setenv(name, "3")
+    before = dict(os.environ)
+    assert submit.send(run, plan, config, 1) == ["101"]
+    assert {k for k in slurm.seen("sbatch") if k.startswith(("SLURM_", "SBATCH_", "SRUN_"))} == {"SLURM_CONF"}
+    assert dict(os.environ) == before and lease.read_owner(run, 1)["job"] == "101"
+
+
+def test_what_sbatch_refuses_ends_the_life_with_the_sites_reason(to_slurm: Any) -> None:
+    slurm, run, plan, config = to_slurm
+    slurm.says("sbatch", err="sbatch: error: Batch job submission failed: Invalid qos specification\n", code=1)
+    with pytest.raises(PlanError, match="no such QOS"):
+        submit.send(run, plan, config, 1)
+    assert (lease.read_state(run).state, lease.read_state(run).code) == ("failed", 3)
+
+
+@pytest.mark.xfail(strict=True, reason="a job that exists is called refused (P5)")
+def test_a_job_that_sbatch_made_before_it_failed_is_no_refusal(to_slurm: Any) -> None:
+    """As where the controller's answer came too late."""
+    slurm, run, plan, config = to_slurm
+    slurm.says("squeue", out=f"55 {run.script}\n")
+    slurm.says("sbatch", err="sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n", code=1)
+    assert submit.send(run, plan, config, 1) == ["55"]
+    assert lease.read_state(run).slurm_job == "55" and lease.read_state(run).state == "pending"
+
+
+def test_a_chain_that_breaks_off_keeps_what_was_sent(to_slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm, run, plan, config = to_slurm
+    chain = config.model_copy(update={"cluster": config.cluster.model_copy(update={"chain": 3})})
+    once = f'test -e {slurm.folder}/once && exit 1; touch {slurm.folder}/once; echo "Submitted batch job 41"'
+    slurm.says("sbatch", script=once)
+    assert submit.send(run, plan, chain, 1) == ["41"]
+    assert lease.read_state(run).chain == ("41",)
+
+
+@pytest.mark.xfail(strict=True, reason="the submitter overwrites who claimed the life (P3)")
+def test_the_life_of_a_job_that_was_faster_than_its_submitter_stays_that_ones(to_slurm: Any) -> None:
+    _, run, _, _ = to_slurm
+    assert lease.claim(run, 1, "9 0")
+    lease.give_to_job(run, 1, "9")
+    lease.give_to_job(run, 1, "10", ["10"])
+    assert lease.read_owner(run, 1)["job"] == "9"

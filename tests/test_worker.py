@@ -8,11 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import Launcher, processes
+from fake_slurm import FakeSlurm, row
 
-from hpcai import lease, rundir
+from hpcai import cancellation, lease, queued, requeue, rundir, scheduler, worker
+from hpcai.context import Ranks
+from hpcai.errors import OwnedError
+from hpcai.lease import RunState
 from hpcai.rundir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -201,3 +207,151 @@ def test_mpiexec_starts_the_ranks_too(launch: Launcher) -> None:
     done = subprocess.run(words + worker, capture_output=True, text=True, env=launch.env(), timeout=60)
     assert done.returncode == 0, done
     assert lease.read_state(run).state == "completed"
+
+
+# --- as a job of Slurm, which is of paper here
+
+
+def life_of_a_job(run: RunDir, *begun: dict[str, Any], job: str = "7", start: str = "7 0") -> int:
+    """A life that a job's start has claimed, and whose ranks have begun."""
+    life = lease.take(run, max(1, len(begun)), over=lease.last_life(run), kind="slurm", job=job, restart=0)
+    lease.claim(run, life, start)
+    for rank, who in enumerate(begun):
+        lease.append(run, life, rank, "begin", **{**lease.me(), "pid": 2**22 - 1, "started": "gone", **who})
+        lease.append(run, life, rank, "progress", step=5)
+    return life
+
+
+@pytest.fixture
+def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A Slurm on whose queue job 7 runs; this process is its batch script."""
+    slurm = FakeSlurm.on(tmp_path, monkeypatch)
+    slurm.queue(row("7", "RUNNING", name="r"))
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    cluster = SimpleNamespace(facts=SimpleNamespace(requeue=True))
+    monkeypatch.setattr(requeue, "read_config", lambda run: SimpleNamespace(cluster=cluster))
+    return slurm
+
+
+@pytest.fixture
+def ranked(monkeypatch: pytest.MonkeyPatch) -> Ranks:
+    """The only rank of a step of that job."""
+    return Ranks(launcher="srun", group="7-0")
+
+
+@pytest.mark.xfail(strict=True, reason="the hook reads a dead rank of another host as running (P1)")
+def test_a_rank_that_was_killed_on_another_host_is_a_reason_to_come_again(tmp_path: Path, paper: FakeSlurm) -> None:
+    """Its host's beat is fresh for two minutes, but the step has ended."""
+    run = RunDir(tmp_path / "r")
+    life = life_of_a_job(run, {}, {"host": "another"})
+    lease.beat(run, life)
+    assert lease.read_state(run).state == "running"
+    assert requeue.main([str(run.path), "137"]) == 137
+    assert paper.calls("scontrol") == [["requeue", "7"]]
+
+
+@pytest.mark.xfail(strict=True, reason="the hook requeues a job that was cancelled (P1)")
+def test_a_rank_that_vanished_while_slurm_ends_the_job_brings_no_job_back(tmp_path: Path, paper: FakeSlurm) -> None:
+    run = RunDir(tmp_path / "r")
+    life_of_a_job(run, {}, {})
+    paper.queue(row("7", "COMPLETING", name="r"))
+    assert requeue.main([str(run.path), "143"]) == 143
+    assert paper.calls("scontrol") == []
+
+
+@pytest.mark.xfail(strict=True, reason="a finished run that starts again becomes failed (P1)")
+def test_a_finished_run_that_is_started_again_is_not_given_up(
+    tmp_path: Path, paper: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "r")
+    lease.append(run, life_of_a_job(run, {}), 0, "end", code=0)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert requeue.main([str(run.path), "0"]) == 0
+    assert lease.read_state(run).state == "completed"
+
+
+@pytest.mark.xfail(strict=True, reason="a verdict hides that the run completed (P3)")
+def test_a_run_that_is_through_stays_so_whatever_was_asked_meanwhile(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "r")
+    life = life_of_a_job(run, {})
+    lease.append(run, life, 0, "end", code=0)
+    lease.give_up(run, life, "cancelled while it waited.", 143)
+    assert (lease.read_state(run).state, lease.read_state(run).code) == ("completed", 0)
+
+
+@pytest.mark.xfail(strict=True, reason="a start claims a life that has its verdict already (P2)")
+def test_a_start_takes_no_life_that_has_ended(tmp_path: Path, paper: FakeSlurm, ranked: Ranks) -> None:
+    """As of a submission that was called refused, or of a job that was told to end before it began."""
+    run = RunDir(tmp_path / "r")
+    lease.give_up(run, lease.take(run, 1, kind="slurm", job="7", restart=0), "told to end.", 143)
+    assert worker._take(run, ranked) == 2
+    other = RunDir(tmp_path / "s")
+    lease.append(other, lease.take(other, 1, kind="slurm", job=None, restart=0), 0, "end", code=3)
+    assert worker._take(other, ranked) == 2
+
+
+@pytest.mark.xfail(strict=True, reason="another step of the same start takes the run over (P2)")
+def test_a_second_step_of_one_start_does_not_take_the_run_from_the_first(
+    tmp_path: Path, paper: FakeSlurm, ranked: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "r")
+    life_of_a_job(run, lease.me())
+    with pytest.raises(OwnedError):
+        worker._take(run, ranked)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # the next start does: Slurm started it because the first is gone
+    assert worker._take(run, ranked) == 2
+
+
+@pytest.mark.xfail(strict=True, reason="a chain goes on after scancel (P2)")
+def test_a_job_of_a_chain_does_not_follow_one_that_was_cancelled(tmp_path: Path, paper: FakeSlurm, ranked: Ranks) -> None:
+    run = RunDir(tmp_path / "r")
+    life = lease.take(run, 1, kind="slurm", job="6", restart=0, chain=["6", "7"])
+    lease.claim(run, life, "6 0")
+    lease.append(run, life, 0, "end", code=143)
+    paper.queue(row("6", "CANCELLED", name="r"), row("7", "RUNNING", name="r"))
+    with pytest.raises(OwnedError, match="job 6 was cancelled"):
+        worker._take(run, ranked)
+    paper.queue(row("6", "TIMEOUT", name="r"), row("7", "RUNNING", name="r"))
+    assert worker._take(run, ranked) == 2
+
+
+@pytest.mark.xfail(strict=True, reason="the verdict is written before scancel has worked (P4)")
+def test_a_cancel_that_did_not_reach_slurm_is_not_told_as_done(
+    tmp_path: Path, paper: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "r")
+    lease.take(run, 1, kind="slurm", job="7", restart=0)
+    paper.queue(row("7", "PENDING", name="r"))
+    paper.says("scancel", err="scancel: error: Kill job error on job id 7: Unable to contact slurm controller", code=1)
+    answer, sent = scheduler.look(["7"]), dict[Path, float]()
+    cancellation._stop_jobs([run], answer, sent)
+    assert paper.calls("scancel") and not sent and lease.read_state(run).state == "pending"
+    paper.unsaid("scancel")
+    cancellation._stop_jobs([run], answer, sent)
+    assert lease.read_state(run).state == "stopped" and not paper.jobs()
+
+
+@pytest.mark.xfail(strict=True, reason="told as ended while it waits to come again (P6)")
+def test_a_run_that_comes_again_has_not_ended_while_slurm_is_silent(tmp_path: Path) -> None:
+    silent = scheduler.Answer({}, queue=False, accounting=False)
+    state = RunState("stopped", 1, 140, "stopped.", slurm_job="7")
+    assert queued.with_scheduler(state, silent).state == "running"
+
+
+@pytest.mark.xfail(strict=True, reason="a job that the queue was not asked about is called lost (P6)")
+def test_a_run_that_is_sent_again_while_the_queue_is_asked_is_not_lost(
+    tmp_path: Path, paper: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked = RunDir(tmp_path / "r"), scheduler.look
+    lease.append(run, life_of_a_job(run, {}), 0, "end", code=143)
+    paper.queue(row("7", "CANCELLED", name="r"), row("8", "PENDING", name="r"))
+
+    def slow(ids: Any, **how: Any) -> scheduler.Answer:
+        answer = asked(ids, **how)
+        lease.take(run, 1, over=1, kind="slurm", job="8", restart=0)
+        return answer
+
+    monkeypatch.setattr(scheduler, "look", slow)
+    assert queued.state_of(run).state in ("stopped", "pending")
