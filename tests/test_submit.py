@@ -286,7 +286,6 @@ def test_what_sbatch_refuses_ends_the_life_with_the_sites_reason(to_slurm: Any) 
     assert (lease.read_state(run).state, lease.read_state(run).code) == ("failed", 3)
 
 
-@pytest.mark.xfail(strict=True, reason="a job that exists is called refused (P5)")
 def test_a_job_that_sbatch_made_before_it_failed_is_no_refusal(to_slurm: Any) -> None:
     """As where the controller's answer came too late."""
     slurm, run, plan, config = to_slurm
@@ -305,7 +304,6 @@ def test_a_chain_that_breaks_off_keeps_what_was_sent(to_slurm: Any, monkeypatch:
     assert lease.read_state(run).chain == ("41",)
 
 
-@pytest.mark.xfail(strict=True, reason="the submitter overwrites who claimed the life (P3)")
 def test_the_life_of_a_job_that_was_faster_than_its_submitter_stays_that_ones(to_slurm: Any) -> None:
     _, run, _, _ = to_slurm
     assert lease.claim(run, 1, "9 0")

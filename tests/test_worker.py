@@ -241,7 +241,6 @@ def ranked(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     return Ranks(launcher="srun", group="7-0")
 
 
-@pytest.mark.xfail(strict=True, reason="the hook reads a dead rank of another host as running (P1)")
 def test_a_rank_that_was_killed_on_another_host_is_a_reason_to_come_again(tmp_path: Path, paper: FakeSlurm) -> None:
     """Its host's beat is fresh for two minutes, but the step has ended."""
     run = RunDir(tmp_path / "r")
@@ -252,7 +251,6 @@ def test_a_rank_that_was_killed_on_another_host_is_a_reason_to_come_again(tmp_pa
     assert paper.calls("scontrol") == [["requeue", "7"]]
 
 
-@pytest.mark.xfail(strict=True, reason="the hook requeues a job that was cancelled (P1)")
 def test_a_rank_that_vanished_while_slurm_ends_the_job_brings_no_job_back(tmp_path: Path, paper: FakeSlurm) -> None:
     run = RunDir(tmp_path / "r")
     life_of_a_job(run, {}, {})
@@ -261,7 +259,6 @@ def test_a_rank_that_vanished_while_slurm_ends_the_job_brings_no_job_back(tmp_pa
     assert paper.calls("scontrol") == []
 
 
-@pytest.mark.xfail(strict=True, reason="a finished run that starts again becomes failed (P1)")
 def test_a_finished_run_that_is_started_again_is_not_given_up(
     tmp_path: Path, paper: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +269,6 @@ def test_a_finished_run_that_is_started_again_is_not_given_up(
     assert lease.read_state(run).state == "completed"
 
 
-@pytest.mark.xfail(strict=True, reason="a verdict hides that the run completed (P3)")
 def test_a_run_that_is_through_stays_so_whatever_was_asked_meanwhile(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "r")
     life = life_of_a_job(run, {})
@@ -281,7 +277,6 @@ def test_a_run_that_is_through_stays_so_whatever_was_asked_meanwhile(tmp_path: P
     assert (lease.read_state(run).state, lease.read_state(run).code) == ("completed", 0)
 
 
-@pytest.mark.xfail(strict=True, reason="a start claims a life that has its verdict already (P2)")
 def test_a_start_takes_no_life_that_has_ended(tmp_path: Path, paper: FakeSlurm, ranked: Ranks) -> None:
     """As of a submission that was called refused, or of a job that was told to end before it began."""
     run = RunDir(tmp_path / "r")
@@ -292,7 +287,6 @@ def test_a_start_takes_no_life_that_has_ended(tmp_path: Path, paper: FakeSlurm, 
     assert worker._take(other, ranked) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="another step of the same start takes the run over (P2)")
 def test_a_second_step_of_one_start_does_not_take_the_run_from_the_first(
     tmp_path: Path, paper: FakeSlurm, ranked: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,7 +298,6 @@ def test_a_second_step_of_one_start_does_not_take_the_run_from_the_first(
     assert worker._take(run, ranked) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a chain goes on after scancel (P2)")
 def test_a_job_of_a_chain_does_not_follow_one_that_was_cancelled(tmp_path: Path, paper: FakeSlurm, ranked: Ranks) -> None:
     run = RunDir(tmp_path / "r")
     life = lease.take(run, 1, kind="slurm", job="6", restart=0, chain=["6", "7"])
@@ -317,7 +310,6 @@ def test_a_job_of_a_chain_does_not_follow_one_that_was_cancelled(tmp_path: Path,
     assert worker._take(run, ranked) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="the verdict is written before scancel has worked (P4)")
 def test_a_cancel_that_did_not_reach_slurm_is_not_told_as_done(
     tmp_path: Path, paper: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,14 +325,12 @@ def test_a_cancel_that_did_not_reach_slurm_is_not_told_as_done(
     assert lease.read_state(run).state == "stopped" and not paper.jobs()
 
 
-@pytest.mark.xfail(strict=True, reason="told as ended while it waits to come again (P6)")
 def test_a_run_that_comes_again_has_not_ended_while_slurm_is_silent(tmp_path: Path) -> None:
     silent = scheduler.Answer({}, queue=False, accounting=False)
     state = RunState("stopped", 1, 140, "stopped.", slurm_job="7")
     assert queued.with_scheduler(state, silent).state == "running"
 
 
-@pytest.mark.xfail(strict=True, reason="a job that the queue was not asked about is called lost (P6)")
 def test_a_run_that_is_sent_again_while_the_queue_is_asked_is_not_lost(
     tmp_path: Path, paper: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,7 @@ def _stop_jobs(todo: Sequence[RunDir], answer: scheduler.Answer, sent: dict[Path
     waiting: list[str] = []
     running: list[str] = []
     others: list[RunDir] = []
+    asked: list[tuple[RunDir, int, bool]] = []
     for run in todo:
         state = runs.state_of(run)
         if state.slurm_job is None:
@@ -138,17 +139,20 @@ def _stop_jobs(todo: Sequence[RunDir], answer: scheduler.Answer, sent: dict[Path
             continue
         if time.monotonic() - sent.get(run.path, -scheduler.POLL_S) < scheduler.POLL_S:
             continue
-        known = [answer.jobs[job] for job in queued.ids_of(state) if job in answer.jobs]
+        known = queued.jobs_of(state, answer, run.path)
         here = [job.id for job in known if job.state == "RUNNING"]
         queue = [job.id for job in known if job.waits]
-        if queue and not here:
-            lease.give_up(run, state.life, f"cancelled while it waited. hpcai resume {run.path.name} sends it again.", 143)
         if queue or here:
-            sent[run.path] = time.monotonic()
+            asked.append((run, state.life, not here))
+            with contextlib.suppress(OSError):
+                lease.note_cancelled(run, state.life)
         waiting += queue
         running += here
-    scheduler.cancel(waiting)
-    scheduler.cancel(running, signal="TERM")
+    why = scheduler.cancel(waiting) or scheduler.cancel(running, signal="TERM")
+    for run, life, waited in [] if why else asked:  # else asked again: nothing has ended yet
+        sent[run.path] = time.monotonic()
+        if waited:
+            lease.give_up(run, life, f"cancelled while it waited. hpcai resume {run.path.name} sends it again.", 143)
     return others
 
 

@@ -5,6 +5,7 @@
     lives/0003/rank0.jsonl    begin, progress, warning, end of each rank              appended by that rank alone
     lives/0003/beat           touched every 10 s by rank 0                            for readers on another host
     lives/0003/verdict.json   why it will not be tried again                          by the batch script, after its ranks
+    lives/0003/cancelled      somebody asked it to stop: it does not come again       by `hpcai cancel`
 
 On Slurm a life belongs to a job (owner.json: kind, job, restart): taken by the submitter, before there is a job, or by rank 0
 of a start that follows another. What its records do not say, the scheduler does (scheduler.py): nobody here asks it.
@@ -147,9 +148,13 @@ def read_owner(run: RunDir, life: int) -> dict[str, Any]:
 def give_to_job(run: RunDir, life: int, job: str, chain: Sequence[str] = ()) -> None:
     """Writes down which Slurm job has the life: the submitter does, and the job itself where the submitter did not live to.
 
+    A life that another job has claimed meanwhile (its script was sent by hand) stays that one's.
+
     `chain`: the jobs that follow each other, `job` among them.
     """
     owner = read_owner(run, life)
+    if owner.get("job") not in (None, job):
+        return
     if owner.get("job") != job or list(chain) not in ([], owner.get("chain")):
         write_json(life_dir(run, life) / "owner.json", {**owner, "job": job} | ({"chain": list(chain)} if chain else {}))
 
@@ -171,6 +176,21 @@ def claimed_by(run: RunDir, life: int) -> str:
         return (life_dir(run, life) / "claim").read_text("utf-8")
     except FileNotFoundError:
         return ""
+
+
+def is_untouched(run: RunDir, life: int) -> bool:
+    """Nothing was said in it yet: neither by a rank, nor that it ended. Only such a life may be claimed."""
+    return not (life_dir(run, life) / "verdict.json").exists() and not any(life_dir(run, life).glob("rank*.jsonl"))
+
+
+def note_cancelled(run: RunDir, life: int) -> None:
+    """Somebody asked it to stop: a rank that begins later must know, and its job does not come again."""
+    (life_dir(run, life) / "cancelled").touch()
+
+
+def is_cancelled(run: RunDir, life: int) -> bool:
+    """Whether somebody asked it to stop."""
+    return (life_dir(run, life) / "cancelled").exists()
 
 
 def give_up(run: RunDir, life: int, message: str, code: int = 5) -> None:
@@ -210,6 +230,8 @@ def _judged(run: RunDir, life: int, owner: Mapping[str, Any], told: Mapping[int,
     step = max((r["step"] for rank in told.values() for r in rank if r.get("step") is not None), default=None)
     ended = {r["rank"] for r in ends}
     missing = sorted(set(range(owner["ranks"])) - ended)
+    if not missing and all(r["code"] == 0 for r in ends):  # through, whatever was asked or given up meanwhile
+        return _verdict(ends, life, who, step)
     if (given_up := _given_up(run, life)) is not None:
         code = int(given_up["code"])
         how: State = "stopped" if code >= 128 else "failed"

@@ -361,6 +361,8 @@ def _folder_faults(folder: Path, *, on_slurm: bool = False) -> Iterator[HpcaiErr
     shown = f"runs_dir={one_line(str(folder), 120)}"
     if on_slurm and not str(folder.absolute()).isprintable():
         yield PlanError(f"{shown}: holds a control character, which ends a line of a batch script. Choose another folder.")
+    if on_slurm and "\\" in str(folder.absolute()):
+        yield PlanError(f"{shown}: holds a backslash, which Slurm reads as a sign in the names of logs. Choose another folder.")
     for sign, why in (("%", "which submitit replaces in paths"), (":", "which parts the folders of PYTHONPATH")):
         if sign in str(folder.absolute()):
             yield PlanError(f"{shown}: holds {sign}, {why}. Choose another folder.")

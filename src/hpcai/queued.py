@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from hpcai import lease, runs, scheduler
 from hpcai.lease import RunState
-from hpcai.rundir import RunDir
+from hpcai.rundir import RunDir, read_json
 
 OPEN = ("pending", "running", "lost", "stopped")  # the states that a job in the queue may change
 SILENT = "its records fell silent, and Slurm does not answer"
@@ -45,8 +46,9 @@ class Watch:
             unexplained = {job for path, ids in jobs.items() if told[path].state != "stopped" for job in ids}
             self.answer = scheduler.look(self._asked, history=unexplained)
             self._when = time.monotonic()
-            # Last words may have come between our look at the records and at the queue.
-            told |= {path: runs.state_of(RunDir(path)) for path in jobs}
+            # Last words may have come between our look at the records and at the queue. A new job too: it was not asked about.
+            again = {path: runs.state_of(RunDir(path)) for path in jobs}
+            told |= {path: state for path, state in again.items() if self._asked.issuperset(ids_of(state))}
         return {path: with_scheduler(state, self.answer, path) for path, state in told.items()}
 
 
@@ -65,6 +67,20 @@ def ids_of(state: RunState) -> tuple[str, ...]:
     return tuple(dict.fromkeys((state.slurm_job or "", *state.chain))) if state.slurm_job else ()
 
 
+def jobs_of(state: RunState, answer: scheduler.Answer, folder: Path | None = None) -> list[scheduler.Job]:
+    """What is known of a run's jobs. A Slurm built anew gives numbers again: an active one by another name is not ours."""
+    found = [answer.jobs[job] for job in ids_of(state) if job in answer.jobs]
+    return [job for job in found if folder is None or not job.active or _has_name(job.name, folder)]
+
+
+def _has_name(name: str, folder: Path) -> bool:
+    if name in ("", folder.name):
+        return True
+    with contextlib.suppress(*runs.DAMAGED):  # the folder may have been moved
+        return bool(name == read_json(RunDir(folder).plan)["run_id"])
+    return True
+
+
 def _adopted(run: RunDir, state: RunState) -> RunState:
     """A run whose submitter was killed between sbatch and writing the job's number down: found by its name, if it is there."""
     if state.slurm_job != "" or state.state != "lost":
@@ -80,14 +96,15 @@ def with_scheduler(state: RunState, answer: scheduler.Answer, folder: Path | Non
     """What records and queue say together; `folder`: where the run's logs are, for the cause of an end."""
     if not state.slurm_job or state.state not in OPEN:
         return state
-    known = [answer.jobs[job] for job in ids_of(state) if job in answer.jobs]
+    known = jobs_of(state, answer, folder)
     active = next((job for job in known if job.active), None)
     if active is not None:
         if active.waits:
             return replace(state, state="pending", code=None, message=scheduler.reason_words(active))
         return replace(state, state="running", code=None, message="")
     if not answer.queue:
-        return replace(state, state="running", code=None, message=SILENT) if state.state == "lost" else state
+        comes_again = state.state == "lost" or (state.state == "stopped" and state.code == 128 + signal.SIGUSR2)
+        return replace(state, state="running", code=None, message=SILENT) if comes_again else state
     if state.state == "stopped":
         return state
     log = last_words(folder, state.slurm_job) if folder else ""

@@ -5,6 +5,7 @@
     a rank vanished without a word, or lost a peer   yes, while starts bring steps
     out of memory, by Slurm's notice in its log      no: it says how much more to ask for
     SIGTERM: cancelled, preempted, out of time       Slurm's decision, not ours: it requeues what it preempts
+    Slurm ends the job already                       the same, whatever the ranks left behind
     STARTS starts in a row without a new step        no, and the run says so
 
 Where a site allows no requeue the next job of the chain does the same by starting. Light: nothing heavy is imported.
@@ -16,6 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hpcai import lease, queued, scheduler
@@ -28,6 +30,7 @@ from hpcai.rundir import RunDir, read_json
 from hpcai.runs import DAMAGED, state_of
 
 STARTS = 3  # so many in a row without a new step are a fault that time does not cure
+TOLD = "told to end before any rank began."
 PATIENCE_S = 90.0  # a controller that restarts is away for less
 
 
@@ -42,25 +45,40 @@ def main(argv: list[str]) -> int:
         life = lease.last_life(run)
         if job is None or lease.read_owner(run, life).get("job") != job:
             return code  # the run belongs to another job by now, or none began
-        state = state_of(run)
+        state = _without_a_step(state_of(run))
         lost = scheduler.cause(None, queued.last_words(run.path, job)) if state.state == "lost" else None
-        verdict = _never_began(run, life, job, code) or judge(state, steps_by_life(run), lost)
+        verdict = "" if state.state == "completed" else _never_began(run, life, job, code)
+        if not verdict and not lease.is_cancelled(run, life):
+            verdict = judge(state, steps_by_life(run), lost)
         if verdict == "again":
-            _again(run, job)
+            if state.state != "lost" or not _is_ending(job):
+                _again(run, job)
+        elif verdict == TOLD:  # somebody's will, or Slurm's, which then starts it again in a life of its own
+            lease.give_up(run, life, f"{verdict} The same command starts it.", 128 + signal.SIGTERM)
         elif verdict:
             lease.give_up(run, life, f"run={run.path.name}: {verdict}")
             print(one_line(f"hpcai: {verdict}", 400))
-        if verdict != "again" and (verdict or state.state in ("completed", "failed")):
+        ended = state.state in ("completed", "failed") or lease.is_cancelled(run, life)
+        if verdict not in ("again", TOLD) and (verdict or ended):
             _end_chain(run, life, job)
     except (HpcaiError, *DAMAGED) as e:
         print(f"hpcai: the job is not queued again ({type(e).__name__}). hpcai resume {run.path.name} goes on.")
     return code
 
 
+def _without_a_step(state: RunState) -> RunState:
+    """The step has ended: a rank that seems to live is dead on another host, whose beat is fresh, or about to be ended."""
+    if state.state != "running":
+        return state
+    return replace(state, state="lost", code=5, message="a rank vanished without a word.")
+
+
 def _never_began(run: RunDir, life: int, job: str, code: int) -> str:
     """Why no rank of this start has begun, if none has: an unfit node, or a step that ended at once. Time cures neither."""
     if lease.claimed_by(run, life) == this_start(os.environ):
         return ""
+    if code == 128 + signal.SIGTERM:
+        return TOLD
     begun, unfit = float(os.environ.get("SLURM_JOB_START_TIME", 0)), []
     for file in sorted(run.preflight.glob("*.json")):
         told = read_json(file)
@@ -105,6 +123,12 @@ def idle_starts(steps: Sequence[int | None]) -> int:
         idle = 0 if (step or 0) > best else idle + 1
         best = max(best, step or 0)
     return idle
+
+
+def _is_ending(job: str) -> bool:
+    """Slurm ends the job already: it was cancelled, or preempted. A requeue would bring a cancelled one back."""
+    known = scheduler.look([job], history=False).jobs.get(job)
+    return known is not None and known.state != "RUNNING"
 
 
 def _again(run: RunDir, job: str) -> None:

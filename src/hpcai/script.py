@@ -60,7 +60,7 @@ def lines(plan: JobPlan, config: Config) -> Iterator[Line]:
     yield from _set_up(plan, config)
     yield Line("")
     yield Line(
-        'trap : TERM; trap \'"$PYTHON" -u -m hpcai.requeue "$RUN" "$?"\' EXIT',
+        'trap : TERM; trap \'"$PYTHON" -u -m hpcai.requeue "$RUN" "$?" || :\' EXIT',
         "after the step: asks Slurm to queue this job again where it was stopped by its time limit or lost a rank; "
         "TERM is left to the ranks, which save a checkpoint",
     )

@@ -163,6 +163,11 @@ def send(run: RunDir, plan: JobPlan, config: Config, life: int) -> list[str]:
                 lease.give_to_job(run, life, jobs[0], jobs)
     except Exception as e:  # submitit's own; what sbatch said stands in its text
         why = scheduler.rejection(str(e), _asked_for(plan))
+        job = None if jobs else scheduler.named(plan.run_id, str(run.script))
+        if job is not None:  # sbatch was slow to say so, or we failed after it
+            lease.give_to_job(run, life, job, [job])
+            print(f"warning: job {job} is in the queue, and then: {why}", file=sys.stderr)
+            return [job]
         if not jobs:
             lease.append(run, life, 0, "end", code=PlanError.code, message=why)
             raise PlanError(why) from e

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -55,6 +56,8 @@ def main(argv: list[str]) -> int:
         context = RunContext(run, ranks, _join(run, ranks), stop)
         where = {"machine": asdict(cluster.read_machine())} if plan.executor != "local" and ranks.first else {}
         context.note("begin", **lease.me(), threads=plan.threads, launcher=ranks.launcher, **where)
+        if lease.is_cancelled(run, context.life):  # asked before it could answer
+            stop.signum = stop.signum or signal.SIGTERM
     except HpcaiError as e:
         print("\n".join(e.lines), file=sys.stderr)
         return e.code
@@ -193,23 +196,32 @@ def _take(run: RunDir, ranks: Ranks) -> int:
     job = current_job(os.environ) if ranks.launcher == "srun" else None
     if job is None:
         return lease.take(run, ranks.world_size)
-    life, restart = lease.last_life(run), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    owner = lease.read_owner(run, life)
-    if owner.get("kind") == "slurm" and owner["job"] in (None, job) and lease.claim(run, life, this_start(os.environ)):
+    life, restart = lease.last_life(run), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    owner, start = lease.read_owner(run, life), this_start(os.environ)
+    waits = owner.get("kind") == "slurm" and owner["job"] in (None, job) and lease.is_untouched(run, life)
+    if waits and lease.claim(run, life, start):
         lease.give_to_job(run, life, job)
         return life
-    over = life if owner.get("job") == job or _is_gone(run, owner.get("job")) else 0
+    if owner.get("job") == job:  # of the same start it is another step, which may live
+        over = 0 if lease.claimed_by(run, life) == start else life
+    else:
+        over = life if _is_gone(run, owner.get("job"), chained=job in owner.get("chain", [])) else 0
     chain = [other for other in owner.get("chain", []) if other != job]
     taken = lease.take(run, ranks.world_size, over=over, kind="slurm", job=job, restart=restart, chain=chain)
-    lease.claim(run, taken, this_start(os.environ))
+    lease.claim(run, taken, start)
     return taken
 
 
-def _is_gone(run: RunDir, job: str | None) -> bool:
-    """Whether the job that had the last life has ended, by the scheduler's word; where it has none, by the job's silence."""
+def _is_gone(run: RunDir, job: str | None, *, chained: bool) -> bool:
+    """Whether the job that had the last life has ended, by the scheduler's word; where it has none, by the job's silence.
+
+    Raises: OwnedError if we only follow it in a chain, and it was cancelled.
+    """
     if job is None:
         return False
     answer = scheduler.look([job], history=False)
+    if chained and job in answer.jobs and answer.jobs[job].state == "CANCELLED":
+        raise OwnedError(f"run={run.path.name}: job {job} was cancelled, so the chain ends. hpcai resume starts it again.")
     if answer.queue:
         return scheduler.gone(answer, job)
     before = time.monotonic()
