@@ -363,7 +363,6 @@ def test_a_cancel_ends_a_chain(bench: Launcher, slurm: Any) -> None:
 # --- comes back
 
 
-@pytest.mark.xfail(strict=False, reason="where the ranks outlive srun, the hook reads them as running (P1)")
 def test_a_step_whose_srun_is_killed_comes_back(bench: Launcher, slurm: Any) -> None:
     run = send(bench, LONG)
     until(lambda: step(run) > 3)
@@ -408,10 +407,7 @@ def test_files_of_a_run_that_a_group_may_read_are_readable_by_it(bench: Launcher
     )
 
 
-SLASH = pytest.param("back\\slash", marks=pytest.mark.xfail(strict=True, reason="Slurm reads a backslash in paths (P8)"))
-
-
-@pytest.mark.parametrize("name", ["-a b'q\"$HOME `id`", SLASH, "new\nline", "100%j"])
+@pytest.mark.parametrize("name", ["-a b'q\"$HOME `id`", "back\\slash", "new\nline", "100%j"])
 def test_a_path_may_hold_anything_or_is_refused(bench: Launcher, slurm: Any, tmp_path: Path, name: str) -> None:
     home = tmp_path / name
     home.mkdir()
