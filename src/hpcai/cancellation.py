@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from hpcai.status import found, members_of
 from hpcai.verbs import ENDED, ending, exit_code, facts, shown
 from hpcai.watch import POLL_S
 
+ASLEEP = ("SUSPENDED", "STOPPED")  # such a job hears no signal: it is taken away
 BEGIN_S = 120.0  # a rank that has not begun by then will not: its launch is ended without a checkpoint, for there is none
 HELP = """\
 Stops runs and sweeps between two steps, with a checkpoint; hpcai resume goes on from it. Waits until they have ended."""
@@ -84,13 +86,18 @@ def stop(targets: Sequence[RunDir], *, wait: bool) -> dict[Path, HpcaiError]:
     """
     faults: dict[Path, HpcaiError] = {}
     sent: dict[Path, float] = {}
-    seen = queued.Watch(submit.AGAIN_S)  # a person waits
+    seen, silent = queued.Watch(submit.AGAIN_S), False  # a person waits
     while todo := [run for target in targets for run in holders(target, seen) if run.path not in faults]:
         for run in _stop_jobs(todo, seen.answer, sent):
             if fault := _out_of_reach(run):
                 faults[run.path] = fault
             elif time.monotonic() - sent.get(run.path, -submit.AGAIN_S) >= submit.AGAIN_S and ask(run):
                 sent[run.path] = time.monotonic()
+        if seen.answer.why and not seen.answer.queue and not silent:
+            silent = True
+            print(
+                f"note: Slurm does not answer ({one_line(seen.answer.why, 200)}). Asked again until it does.", file=sys.stderr
+            )
         if not wait and all(run.path in sent or run.path in faults for run in todo):
             break
         time.sleep(POLL_S)
@@ -141,7 +148,7 @@ def _stop_jobs(todo: Sequence[RunDir], answer: scheduler.Answer, sent: dict[Path
             continue
         known = queued.jobs_of(state, answer, run.path)
         here = [job.id for job in known if job.state == "RUNNING"]
-        queue = [job.id for job in known if job.waits]
+        queue = [job.id for job in known if job.waits or job.state in ASLEEP]
         if queue or here:
             asked.append((run, state.life, not here))
             with contextlib.suppress(OSError):

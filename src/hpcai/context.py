@@ -88,7 +88,7 @@ def current_job(environ: Mapping[str, str]) -> str | None:
 
 def this_start(environ: Mapping[str, str]) -> str:
     """Which start of which Slurm job this process belongs to."""
-    return f"{current_job(environ)} {environ.get('SLURM_RESTART_COUNT', '0')}"
+    return f"{current_job(environ)} {environ.get('SLURM_RESTART_COUNT') or '0'}"
 
 
 class Stop:

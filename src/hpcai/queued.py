@@ -88,7 +88,8 @@ def _adopted(run: RunDir, state: RunState) -> RunState:
     job = scheduler.named(run.path.name, str(run.script))
     if job is None:
         return state
-    lease.give_to_job(run, state.life, job)
+    with contextlib.suppress(OSError):  # another user's folder, or a full disk: the next look finds it again
+        lease.give_to_job(run, state.life, job)
     return runs.state_of(run)
 
 

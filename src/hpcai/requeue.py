@@ -133,7 +133,8 @@ def _is_ending(job: str) -> bool:
 
 def _again(run: RunDir, job: str) -> None:
     if read_config(run).cluster.facts.requeue is False:
-        print("hpcai: the next job of the chain goes on.")
+        later = [other for other in lease.read_owner(run, lease.last_life(run)).get("chain", []) if other != job]
+        print(f"hpcai: {'the next job of the chain' if later else f'hpcai resume {run.path.name}'} goes on.")
         return
     if why := scheduler.requeue(job, PATIENCE_S):
         print(f"hpcai: could not be queued again ({one_line(why, 200)}). hpcai resume {run.path.name} goes on.")
