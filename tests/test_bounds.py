@@ -1,7 +1,5 @@
 """What a Slurm machine's facts allow: every limit is kept by what passes, and what a message names instead is legal."""
 
-# ruff: noqa: E501  (a row of a table is one line)
-
 from __future__ import annotations
 
 import re
@@ -61,18 +59,22 @@ def test_what_fits_is_allowed_to_the_last_piece() -> None:
 @pytest.mark.parametrize(("asked", "said"), [
     ({"timeout_min": 4000}, "resources.timeout_min=4000: QOS default ends at 2880; long allows 8640."),
     ({"timeout_min": 9000}, "resources.timeout_min=9000: QOS default ends at 2880. Ask for resources.timeout_min=2880."),
-    ({"timeout_min": 4000, "nodes": 50}, "resources.timeout_min=4000: QOS default ends at 2880. Ask for resources.timeout_min=2880."),
+    ({"timeout_min": 4000, "nodes": 50},
+     "resources.timeout_min=4000: QOS default ends at 2880. Ask for resources.timeout_min=2880."),
     ({"qos": "test"}, "resources.timeout_min=60: QOS test ends at 30; short allows 360."),
     ({"qos": "short", "nodes": 40}, "resources.nodes=40: QOS short ends at 28; default allows 140."),
     ({"nodes": 141}, "resources.nodes=141: QOS default ends at 140. Ask for resources.nodes=140."),
-    ({"partition": "fat", "nodes": 6, "timeout_min": 361}, "resources.nodes=6: QOS default ends at 5; partition cpu allows 140."),
+    ({"partition": "fat", "nodes": 6, "timeout_min": 361},
+     "resources.nodes=6: QOS default ends at 5; partition cpu allows 140."),
     ({"partition": "gpuu", "gpus_per_node": 1}, "cluster.partition=gpuu: unknown on mel. Did you mean gpu?"),
     ({"partition": "xyz"}, "cluster.partition=xyz: unknown on mel. Give cluster.partition=cpu."),
     ({"qos": "defualt"}, "cluster.qos=defualt: unknown on mel. Did you mean default?"),
     ({"qos": "fatty"}, "cluster.qos=fatty: on mel for fat, not for cpu. Give cluster.qos=default."),
-    ({"qos": "large"}, "cluster.qos=large: on mel by arrangement alone (granted: cluster.facts.qos.large.by_arrangement=false). "
+    ({"qos": "large"},
+     "cluster.qos=large: on mel by arrangement alone (granted: cluster.facts.qos.large.by_arrangement=false). "
      "Give cluster.qos=default."),
-    ({"qos": "dev", "gpus_per_node": 1}, "cluster.qos=dev: its jobs in gpu name a reservation. Give cluster.reservation=gpudev."),
+    ({"qos": "dev", "gpus_per_node": 1},
+     "cluster.qos=dev: its jobs in gpu name a reservation. Give cluster.reservation=gpudev."),
     ({"gpus_per_node": 8, "tasks_per_node": 8}, "resources.gpus_per_node=8: partition gpu of mel has 4 a node. "
      "Ask for resources.gpus_per_node=4 resources.tasks_per_node=4 resources.nodes=2."),
     ({"gpus_per_node": 2, "partition": "cpu"}, "resources.gpus_per_node=2: partition cpu of mel has none a node; gpu has 4. "
@@ -127,12 +129,13 @@ def test_a_machine_that_names_no_default_partition_asks_for_one() -> None:
 
 
 def test_where_slurm_chooses_the_qos_the_most_generous_one_is_the_limit() -> None:
-    facts = {"partitions": {"p": {"cores": 4}}, "cpu_partition": "p", "qos": {"a": {"max_min": 10}, "b": {"max_min": 99}}}
+    facts: dict[str, Any] = {"partitions": {"p": {"cores": 4}}, "cpu_partition": "p"}
+    facts["qos"] = {"a": {"max_min": 10}, "b": {"max_min": 99}}
     assert lines(ask(facts, timeout_min=99)) == []
     assert lines(ask(facts, timeout_min=100)) == [
         "resources.timeout_min=100: every QOS of mel ends at 99. Ask for resources.timeout_min=99."
     ]
-    facts["qos"] = {"a": {"max_min": 10}, "b": {}}  # type: ignore[assignment]
+    facts["qos"] = {"a": {"max_min": 10}, "b": {}}
     assert lines(ask(facts, timeout_min=100)) == []
 
 

@@ -1,7 +1,5 @@
 """`hpcai cluster`: every value of a cluster file with where it is known from, and every fault of such a file by its key."""
 
-# ruff: noqa: E501  (a row of a table is one line)
-
 from __future__ import annotations
 
 import json
@@ -27,7 +25,8 @@ GOOD: dict[str, Any] = {
         "site": "Newton", "requeue": None, "unit": "node-h", "setup": "meluxina.sh", "gpu_partition": "gpu",
         "partitions": {"cpu": {"cores": 4, "mem_gb": 8}, "gpu": {"cores": 2, "gpus": 1, "env": {"A_B": "1"}}},
         "qos": {"short": {"max_min": 60, "nodes": {"cpu": 2}, "partitions": ["cpu"]}, "free": {}}, "default_qos": "short",
-        "sources": {"partitions": "N1", "partitions.gpu": "N2", "partitions.cpu.mem_gb": "N1 N2", "qos": f"probed {DAY}", "unit": "unverified", "requeue": "N1"},
+        "sources": {"partitions": "N1", "partitions.gpu": "N2", "partitions.cpu.mem_gb": "N1 N2", "qos": f"probed {DAY}",
+        "unit": "unverified", "requeue": "N1"},
         "cited": {"N1": "newton.example page, 2026-01", "N2": "second-hand, a note, undated"},
     },
 }  # fmt: skip
@@ -35,13 +34,13 @@ GOOD: dict[str, Any] = {
 
 def changed(**facts: Any) -> dict[str, Any]:
     """GOOD with other facts; a key with __ is one below: qos__free."""
-    plain = json.loads(json.dumps(GOOD))
+    plain: dict[str, Any] = json.loads(json.dumps(GOOD))
     for key, value in facts.items():
         place, (*above, last) = plain["facts"], key.split("__")
         for part in above:
             place = place[part]
         place[last] = value
-    return plain  # type: ignore[no-any-return]
+    return plain
 
 
 def file_of(folder: Path, values: dict[str, Any] | str, name: str = "newton") -> Path:
@@ -96,7 +95,8 @@ def test_json_has_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     said = json.loads(out)
     assert code == 2 and said["faults"] == err and len(err) == 1
     assert said["totals"] == {"sourced": 2, "second-hand": 3, "probed": 4, "unverified": 5, "unknown": 1}
-    assert {"key": "partitions.cpu.cores", "value": 4, "standing": "sourced", "origin": "N1: newton.example page, 2026-01"} in said["values"]  # fmt: skip
+    assert {"key": "partitions.cpu.cores", "value": 4, "standing": "sourced",
+    "origin": "N1: newton.example page, 2026-01"} in said["values"]  # fmt: skip
 
 
 def test_what_probe_writes_passes_and_counts_as_probed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,9 +127,11 @@ def test_alone_it_lists_every_cluster_and_whose_it_is(tmp_path: Path, capsys: py
     ({"partitions__cpu": {"mem_gb": 1}}, "facts.partitions.cpu.cores: required. Write it into the cluster file."),
     ({"sources__site": "N1 N9"}, "facts.sources.site=N9: is not cited. Known: N1, N2."),
     ({"sources__site": ""}, "facts.sources.site=: names no source. Write names of cited, or probed YYYY-MM-DD."),
-    ({"sources__site": "probed today"}, "facts.sources.site=probed today: names no source. Write names of cited, or probed YYYY-MM-DD."),
+    ({"sources__site": "probed today"},
+     "facts.sources.site=probed today: names no source. Write names of cited, or probed YYYY-MM-DD."),
     ({"sources__driver": "N1"}, "facts.sources.driver: this file states no such key. Known:"),
-    ({"sources__partitions.gpuu": "N1"}, "facts.sources.partitions.gpuu: this file states no such key. Did you mean partitions.gpu?"),
+    ({"sources__partitions.gpuu": "N1"},
+     "facts.sources.partitions.gpuu: this file states no such key. Did you mean partitions.gpu?"),
     ({"sources__partitions.g": "N1"}, "facts.sources.partitions.g: this file states no such key. Did you mean partitions.gpu?"),
     ({"sources__part": "N1"}, "facts.sources.part: this file states no such key. Known: default_qos"),
     ({"cited__N3": "x"}, "facts.cited.N3: no source names it. Name it in sources, or delete it."),
@@ -229,6 +231,7 @@ def test_a_found_file_that_vanishes_raises_nothing_but_our_errors(tmp_path: Path
 
 
 def test_the_verb_starts_light() -> None:
-    program = "import sys; from hpcai.cli import main; main(['cluster']); print([m for m in ('numpy', 'torch', 'hydra', 'submitit') if m in sys.modules])"
+    program = "import sys; from hpcai.cli import main; main(['cluster']); "
+    program += "print([m for m in ('numpy', 'torch', 'hydra', 'submitit') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -1,5 +1,4 @@
 """Slurm's words in plain ones: why a job waits, why it ended, why it was refused, each with what to do."""
-# ruff: noqa: E501  (a row of a table is one line)
 
 from __future__ import annotations
 
@@ -31,7 +30,8 @@ NOON = time.mktime((2026, 11, 26, 12, 0, 0, 0, 0, -1))
     ("Nodes required for job are DOWN, DRAINED", None, "its nodes are down, drained or reserved"),
     ("DependencyNeverSatisfied", None, "it never starts: hpcai cancel"),
     ("BeginTime", 0.1, "waiting for its time, as after a requeue, starts about 12:06"),
-    ("QOSMaxJobsPerUserLimit", None, "over the limit of its QOS of running jobs (QOSMaxJobsPerUserLimit): starts when one of yours ends"),
+    ("QOSMaxJobsPerUserLimit", None,
+     "over the limit of its QOS of running jobs (QOSMaxJobsPerUserLimit): starts when one of yours ends"),
     ("QOSMaxWallDurationPerJobLimit", None, "(QOSMaxWallDurationPerJobLimit), so it never starts: cancel it and ask for less"),
     ("QOSMaxCpuPerUserLimit", None, "starts when one of yours ends"),
     ("QOSGrpNodeLimit", None, "over the limit of its QOS for all its jobs together (QOSGrpNodeLimit): starts when others end"),
@@ -89,7 +89,8 @@ CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\
     ("FAILED", {"exit": "garbage"}, "", "failed", False, "failed. See its log."),
     ("COMPLETED", {}, "", "completed", False, "its ranks wrote no end"),
     ("CANCELLED", {"cancelled_by": str(os.getuid())}, "", "cancelled", False, "cancelled by you"),
-    ("CANCELLED", {"cancelled_by": "4123456789"}, TIME_LIMIT, "cancelled", False, "cancelled by user 4123456789. Ask them why."),
+    ("CANCELLED", {"cancelled_by": "4123456789"}, TIME_LIMIT, "cancelled", False,
+     "cancelled by user 4123456789. Ask them why."),
     ("CANCELLED", {"reason": "DependencyNeverSatisfied"}, "", "cancelled", False, "cancelled (DependencyNeverSatisfied)"),
     ("UNKNOWN", {}, "", "unknown", True, "gone from the queue without a word"),
     ("UNKNOWN", {}, PREEMPTED, "preempted", True, "preempted"),
@@ -111,8 +112,12 @@ def test_causes_are_told_apart(state: str | None, more: dict[str, Any], log: str
 
 # --- why it was refused
 
-POLICY = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
-ASKED = {"cluster.qos": "dev", "cluster.account": "p1", "cluster.partition": "gpu", "resources.timeout_min": 420, "resources.nodes": 9,
+POLICY = (
+    "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy "
+    "(job submit limit, user's size and/or time limits)"
+)
+ASKED = {"cluster.qos": "dev", "cluster.account": "p1", "cluster.partition": "gpu", "resources.timeout_min": 420,
+"resources.nodes": 9,
          "resources.gpus_per_node": 8, "resources.mem_gb": None, "cluster.reservation": None}  # fmt: skip
 
 
@@ -121,20 +126,24 @@ def refused(text: str, *, policy: bool = False, before: str = "Batch job submiss
 
 
 @pytest.mark.parametrize(("said", "told"), [
-    (refused("QOSMaxWallDurationPerJobLimit", policy=True), "resources.timeout_min=420, cluster.qos=dev: longer than the QOS allows "
+    (refused("QOSMaxWallDurationPerJobLimit", policy=True),
+     "resources.timeout_min=420, cluster.qos=dev: longer than the QOS allows "
      "(Slurm: QOSMaxWallDurationPerJobLimit). Ask for less time, or name another QOS."),
     (refused("QOSMaxNodePerJobLimit", policy=True), "resources.nodes=9, cluster.qos=dev: more nodes than the QOS gives a job"),
-    (refused("QOSMaxSubmitJobPerUserLimit", policy=True), "cluster.qos=dev, cluster.account=p1: as many jobs as may be submitted"),
+    (refused("QOSMaxSubmitJobPerUserLimit", policy=True),
+     "cluster.qos=dev, cluster.account=p1: as many jobs as may be submitted"),
     (refused("AssocGrpSubmitJobsLimit", policy=True), "as many jobs as may be submitted are in the queue"),
     (refused("QOSMinGRES", policy=True), "over a limit (Slurm: QOSMinGRES)"),
     (refused("AssocGrpCPUMinutesLimit", policy=True), "cluster.account=p1: the hours are used up"),
     (refused("Node count specification invalid"), "resources.nodes=9, cluster.partition=gpu: more nodes than there are"),
     (refused("Requested time limit is invalid (missing or exceeds some limit)"), "longer than the partition allows"),
-    (refused("Invalid account or account/partition combination specified"), "cluster.account=p1, cluster.partition=gpu: no such account"),
+    (refused("Invalid account or account/partition combination specified"),
+     "cluster.account=p1, cluster.partition=gpu: no such account"),
     ("sbatch: error: invalid partition specified: nosuch\n" + refused("Invalid partition name specified"),
      "cluster.partition=gpu: no such partition (Slurm: invalid partition specified: nosuch)"),
     (refused("Invalid qos specification"), "cluster.qos=dev: no such QOS, or the account lacks it"),
-    (refused("Requested node configuration is not available"), "resources.gpus_per_node=8, resources.nodes=9, cluster.partition=gpu: no node"),
+    (refused("Requested node configuration is not available"),
+     "resources.gpus_per_node=8, resources.nodes=9, cluster.partition=gpu: no node"),
     ("sbatch: error: Memory specification can not be satisfied\n" + refused("Requested node configuration is not available"),
      "more memory than a node has (Slurm: Memory specification can not be satisfied). Ask for less."),
     ("sbatch: error: CPU count per node can not be satisfied\n" + refused("Requested node configuration is not available"),
@@ -150,7 +159,8 @@ def refused(text: str, *, policy: bool = False, before: str = "Batch job submiss
     ('sbatch: error: Munge encode failed: Failed to access "/run/munge/munge.socket.2": No such file\n'
      + refused("Protocol authentication error"), "munge, which signs requests, does not run here"),
     ("sbatch: fatal: Could not establish a configuration source", "Slurm is not configured here"),
-    ("sbatch: error: Invalid --time specification", "Slurm refused it (Invalid --time specification). sbatch on its script by hand"),
+    ("sbatch: error: Invalid --time specification",
+     "Slurm refused it (Invalid --time specification). sbatch on its script by hand"),
     ("sbatch: error: site: no GPU jobs on Fridays\n" + refused("Unspecified error"),
      "Slurm refused it (site: no GPU jobs on Fridays; Unspecified error)."),
     ("", "Slurm refused it (without a word)."),

@@ -1,7 +1,5 @@
 """HPCAI_SITE: cluster files that staff own stand before all others, and no word of a user exceeds them."""
 
-# ruff: noqa: E501  (a row of a table is one line)
-
 from __future__ import annotations
 
 import os
@@ -82,7 +80,9 @@ def test_the_sites_file_stands_before_a_users_of_that_name(tmp_path: Path, site:
     put(tmp_path / "mine/cluster", "newton", NEWTON | {"facts": {"site": "forged", "max_submit": 9999}})
     words = (*BASE, "cluster=newton", "--cfg", "job", "--config-dir", str(tmp_path / "mine"))
     code, out, err = hpcai(tmp_path, site, *words)
-    assert (code, err) == (0, []) and facts_of(out) == facts_of(yaml.safe_dump({"cluster": NEWTON})) | {"partitions": {"cpu": {"cores": 4, "max_min": 60, "max_nodes": 2}}}  # fmt: skip
+    assert (code, err) == (0, []) and facts_of(out) == facts_of(yaml.safe_dump({"cluster": NEWTON})) | {
+        "partitions": {"cpu": {"cores": 4, "max_min": 60, "max_nodes": 2}}
+    }
     assert facts_of(hpcai(tmp_path, None, *words)[1])["site"] == "forged"
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from hpcai.config.bounds import ask_of, longest, most_nodes, told, usable
 from hpcai.config.facts import Charge, Facts
 from hpcai.config.schema import Config
+from hpcai.config.site import is_folder
 from hpcai.errors import HpcaiError, PlanError, one_line
 
 
@@ -165,7 +166,7 @@ def _visible(config: Config) -> str:
 
 def _is_here(facts: Facts) -> bool:
     """Whether this may be the machine itself: one of its shared folders exists."""
-    return any(os.path.isdir(folder) for folder in facts.shared)  # noqa: PTH112  (Path.is_dir may raise)
+    return any(is_folder(Path(folder)) for folder in facts.shared)
 
 
 def _below(path: str, folder: str) -> bool:

@@ -16,19 +16,21 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from hpcai import cluster, inputs, limits, preflight, rundir
+from hpcai import cluster, inputs, rundir
 from hpcai.cluster import Machine
 from hpcai.config.jobs import JOBS, PLACEHOLDER_LABELS
 from hpcai.config.schema import Config
 from hpcai.config.site import site_faults
 from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, RunError, near, one_line
 from hpcai.inputs import Input
-from hpcai.limits import Allocation
 from hpcai.rundir import RunDir
+
+if TYPE_CHECKING:  # what only a Slurm plan needs is imported by it: a plan for this machine starts without
+    from hpcai.limits import Allocation
 
 GIVEN = ("labels", "image_size", "channels")  # keys of data that a job takes from the runs it names
 
@@ -112,7 +114,7 @@ def make_plan(config: Config, *, anew: bool = False, pending: bool = False) -> t
 def outline(config: Config, machine: Machine, trained: Sequence[RunDir] = (), *, anew: bool = False) -> JobPlan:
     """The plan alone, of a config that was checked: looks at no data."""
     identity = digest(config, [run.path.name for run in trained])
-    given = limits.allocation(config) if config.cluster.executor == "slurm" else None
+    given = _given(config) if config.cluster.executor == "slurm" else None
     run_dir = _folder(Path(config.runs_dir).absolute() / f"{config.name}-{identity[:8]}", anew)
     sources = [{"run_id": run.path.name, "sha256": read_model(run)["sha256"] if _ended(run) else None} for run in trained]
     return JobPlan(
@@ -138,12 +140,22 @@ def machine_faults(config: Config, machine: Machine) -> Iterator[HpcaiError]:
     if config.cluster.executor != "slurm":
         yield from cluster.violations(config, machine)
         return
+    from hpcai import limits
+
     yield from limits.violations(config)
     if config.cluster.python is None and find_spec("torch") is None:
         yield PlanError("cluster.python=null: this Python has no torch. Give the Python of the compute nodes' environment.")
 
 
+def _given(config: Config) -> Allocation | None:
+    from hpcai import limits
+
+    return limits.allocation(config)
+
+
 def _slurm_warnings(config: Config, given: Allocation) -> Iterator[str]:
+    from hpcai import limits, preflight
+
     yield from limits.warnings(config, given)
     yield from cluster.per_rank_statistics(config)
     if config.resources.gpus_per_node:
@@ -153,6 +165,8 @@ def _slurm_warnings(config: Config, given: Allocation) -> Iterator[str]:
 
 
 def _asked_of_slurm(config: Config, given: Allocation) -> dict[str, Any]:
+    from hpcai import limits
+
     price = limits.price(config, given)
     return {
         "partition": given.partition,

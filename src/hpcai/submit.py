@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import hpcai
-from hpcai import cluster, lease, rundir, scheduler, script
+from hpcai import cluster, lease, rundir
 from hpcai.config.schema import Config
 from hpcai.context import HELD_SIGNALS
 from hpcai.errors import DataError, Faults, HpcaiError, PlanError
@@ -131,6 +131,8 @@ def prepare(run: RunDir, plan: JobPlan, config: Config, files: list[Input], froz
         rundir.write_json(run.data, {**data, "files": [asdict(f) for f in files]})
     rundir.write_bytes(run.config, _yaml(config))
     if plan.executor == "slurm":
+        from hpcai import script
+
         rundir.write_bytes(run.script, script.text(plan, config).encode())
     rundir.write_json(run.plan, plan.to_json())
 
@@ -152,6 +154,8 @@ def send(run: RunDir, plan: JobPlan, config: Config, life: int) -> list[str]:
 
     Raises: PlanError with the site's reason if it is refused: the life has then ended.
     """
+    from hpcai import scheduler
+
     jobs: list[str] = []
     facts = config.cluster.facts
     try:
@@ -184,6 +188,8 @@ def _asked_for(plan: JobPlan) -> dict[str, object]:
 @contextlib.contextmanager
 def _own_environment() -> Iterator[None]:
     """sbatch sees none of what a surrounding job left in ours, and the job none of our variables."""
+    from hpcai import scheduler
+
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(scheduler.submit_env(before))

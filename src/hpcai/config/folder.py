@@ -10,7 +10,7 @@ import functools
 import os
 from pathlib import Path
 
-from hpcai.config.site import LOCAL, site_file, site_folder, site_names
+from hpcai.config.site import LOCAL, is_folder, site_file, site_folder, site_names
 from hpcai.config.userfile import MAX_VALUES, NAME, UserFile, read_user_file, refuse_key
 from hpcai.errors import ConfigError, Faults, near, one_line
 
@@ -44,7 +44,7 @@ class Folder:
             root = Path(path).resolve()
         except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL
             root = Path("/dev/null")
-        if not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir raises where a folder above may not be read)
+        if not is_folder(root):
             raise ConfigError(f"{shown}: no such folder. Name one that holds experiment/NAME.yaml.")
         if root == shipped_folder():
             return
@@ -59,7 +59,7 @@ class Folder:
             return True
         if self.path is None or not NAME.fullmatch(name) or refuse_key(name):
             return False
-        return os.path.isdir(self.path / name)  # noqa: PTH112
+        return is_folder(self.path / name)
 
     def groups(self) -> list[str]:
         """The top-level groups."""

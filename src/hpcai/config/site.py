@@ -25,6 +25,14 @@ LOCAL = "local"
 SHOWN = 5  # differing keys that are named one by one
 
 
+def is_folder(path: Path) -> bool:
+    """Whether it is one; not where a folder above it may not be read, for which Path.is_dir raises."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def site_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
     """The site's folder, or None where HPCAI_SITE is not set, or empty.
 
@@ -41,7 +49,7 @@ def site_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
         folder = Path(said).resolve()
     except (OSError, RuntimeError, ValueError):  # links in a circle
         folder = Path("/dev/null")
-    if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises where a folder above may not be read)
+    if not is_folder(folder):
         raise PlanError(f"{shown}: no such folder. It holds the site's NAME.yaml; ask the staff, or unset {SITE}.")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise PlanError(f"{shown}: may not be read by you. Ask the staff to open it, or unset {SITE}.")

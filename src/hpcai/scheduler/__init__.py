@@ -14,7 +14,6 @@ from hpcai.scheduler.ask import PATIENCE_S as PATIENCE_S
 from hpcai.scheduler.ask import POLL_S as POLL_S
 from hpcai.scheduler.ask import Answer as Answer
 from hpcai.scheduler.ask import Job as Job
-from hpcai.scheduler.ask import available as available
 from hpcai.scheduler.ask import cancel as cancel
 from hpcai.scheduler.ask import gone as gone
 from hpcai.scheduler.ask import look as look

@@ -344,11 +344,6 @@ def unavailable(environ: Mapping[str, str] | None = None) -> str:
     return f"Slurm is not configured here ({said.why}). Set SLURM_CONF, or type this on a login node of that machine."
 
 
-def available() -> bool:
-    """Whether there is a Slurm client with a usable configuration."""
-    return not unavailable()
-
-
 def submit_env(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment for sbatch: nothing that a surrounding job left, and no SBATCH_* of a profile, which beats the script."""
     left = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
