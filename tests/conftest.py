@@ -343,6 +343,39 @@ def slurm(bed: Any) -> Any:
     return bed
 
 
+@pytest.fixture(scope="session")
+def manner_package(light_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The light package with a job that reads its manner off a file beside its run: a batch job gets no variable of ours.
+
+    It notes each step in `audit`, so that what two writers have done can be seen.
+    """
+    copy = tmp_path_factory.mktemp("manner") / "site"
+    shutil.copytree(light_package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    asked = 'json.loads(os.environ.get("HPCAI_TEST", "{}"))'
+    for job in (copy / "hpcai/jobs").glob("[a-z]*.py"):
+        text = job.read_text()
+        assert asked in text
+        text = text.replace(asked, 'rundir.read_json(run.dir.path.parent / "manner.json")')
+        write = "        rundir.write_json(count, step)\n"
+        assert write in text
+        gpu = 'os.environ.get("CUDA_VISIBLE_DEVICES")'
+        facts = (
+            f'{{"life": run.life, "step": step, "time": time.time(), "gpu": {gpu}, "node": os.environ.get("SLURMD_NODENAME")}}'
+        )
+        note = f'        rundir.append_lines(run.dir.path / "audit", [{facts}])\n'
+        job.write_text(text.replace(write, note + write))
+    return copy
+
+
+@pytest.fixture
+def bench(tiny_npz: Path, tmp_path: Path, manner_package: Path, slurm: Any) -> Iterator[Launcher]:
+    """The launcher with an empty queue behind it."""
+    launcher = Launcher(tiny_npz, tmp_path, manner_package)
+    importlib.import_module("slurm_kit").manner(launcher)
+    yield launcher
+    launcher.clean()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """small_disk("size=2m"): a file system of its own, or a skip where one may not be mounted."""

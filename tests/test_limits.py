@@ -231,18 +231,60 @@ def test_no_member_is_lost_or_doubled_by_splitting(members: int, size: int | Non
     assert found.rest == 0 or most is not None
 
 
+# --- members side by side
+
+
+@pytest.mark.parametrize(("words", "members", "threads"), [
+    ([*MELUXINA, "resources.gpus_per_node=1"], 4, 16),
+    ([*MELUXINA, "resources.gpus_per_node=2", "resources.tasks_per_node=2"], 2, 16),
+    ([*MELUXINA, "resources.gpus_per_node=3"], 1, 64),
+    ([*MELUXINA, "resources.gpus_per_node=1", "resources.mem_gb=200"], 2, 32),
+    ([*MELUXINA, "resources.cpus_per_task=16"], 8, 16),
+    ([*MELUXINA, "resources.cpus_per_task=16", "resources.mem_gb=100"], 4, 16),
+    ([*MELUXINA], 1, 128),  # says not how many cores it needs: all of them
+    ([*MELUXINA, "resources.gpus_per_node=1", "sweep.per_node=2"], 2, 32),
+    ([*MELUXINA, "resources.nodes=2", "resources.gpus_per_node=1"], 1, 64),
+    ([*LUCIA, "resources.gpus_per_node=1"], 1, 8),  # jobs share its nodes: each member has a job of its own
+    ([*LUCIA, "resources.gpus_per_node=1", "sweep.per_node=2"], 2, 8),
+])  # fmt: skip
+def test_members_share_a_node_by_its_gpus_cores_and_memory(words: list[str], members: int, threads: int) -> None:
+    config = load(words)
+    assert limits.per_node(config) == members
+    given = limits.allocation(config, members)
+    assert given is not None and given.threads == threads and given.gpus in (0, 1, 2, 4)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["resources.gpus_per_node=2", "sweep.per_node=3"],
+     "sweep.per_node=3: a node of gpu has room for 2 such members. Ask for 2."),
+    (["resources.cpus_per_task=64", "sweep.per_node=3"],
+     "sweep.per_node=3: a node of cpu has room for 2 such members. Ask for 2."),
+    (["resources.nodes=2", "sweep.per_node=2"], "sweep.per_node=2: a member takes 2 nodes whole. Ask for sweep.per_node=1."),
+])  # fmt: skip
+def test_more_members_than_a_node_has_room_for_are_refused(words: list[str], said: str) -> None:
+    assert [str(fault) for fault in limits.violations(load([*MELUXINA, *words]))] == [said]
+
+
+def test_members_that_fill_their_node_idle_nothing() -> None:
+    config = load([*MELUXINA, "resources.gpus_per_node=1"])
+    given = limits.allocation(config, 4)
+    assert given is not None and not [line for line in limits.warnings(config, given, 4) if "billed" in line]
+
+
 # --- what is told
 
 
 def test_idle_gpus_of_a_billed_node_are_told_with_their_price_and_what_else_they_could_do() -> None:
     words = [*MELUXINA, "resources.gpus_per_node=1", "resources.timeout_min=120"]
-    said = "resources.gpus_per_node=4 resources.tasks_per_node=4 costs the same (idle: at most 1.5 of 2.0 node-h)"
+    said = "-m seed=0,1,2,3 costs the same (idle: at most 1.5 of 2.0 node-h)"
     assert warned(words)[0] == f"1 of 4 GPUs: billed 4; {said}"
     three = warned([*words, "resources.gpus_per_node=3", "resources.tasks_per_node=3"])[0]
     assert "resources.gpus_per_node=4 resources.tasks_per_node=4 costs the same" in three
     assert not [
         line for line in warned([*words, "resources.gpus_per_node=4", "resources.tasks_per_node=4"]) if "billed" in line
     ]
+    two = warned([*words, "resources.gpus_per_node=2", "resources.tasks_per_node=2", "seed=5"])[0]
+    assert two.startswith("2 of 4 GPUs: billed 4; -m seed=5,6 costs the same")
 
 
 def test_a_gpu_that_no_rank_takes_is_idle_too() -> None:

@@ -45,7 +45,7 @@ DOES_NOT = {
     "resources.tasks_per_node": "2", "resources.gpus_per_node": "2", "resources.cpus_per_task": "2", "resources.mem_gb": "2",
     "resources.timeout_min": "2", "cluster.name": "x", "cluster.executor": None, "cluster.account": "x",
     "cluster.partition": "x", "cluster.qos": "x", "cluster.reservation": "x", "cluster.mail": "a@b", "cluster.python": "/x",
-    "cluster.preflight": "true", "cluster.chain": "2", "cluster.facts": "x", "runs_access": "group", "container.image": "x.sif",
+    "cluster.preflight": "true", "cluster.chain": "2", "sweep.per_node": "2", "sweep.array_parallelism": "2", "cluster.facts": "x", "runs_access": "group", "container.image": "x.sif",
     "container.python": "x", "container.binds": "x",
     "tracking.tensorboard": "true", "tracking.mlflow": "/x", "tracking.experiment": "x", "tracking.wait_s": "7", "pipeline": "x",
     "depends_on": "x",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import sys
@@ -12,125 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from conftest import Done, Launcher, until
+from conftest import Launcher, until
+from slurm_kit import LONG, TERM, empty, hold, job_of, manner, once, python, queue, send, sruns, state, step, through, verb
 
 from hpcai import lease
-from hpcai.rundir import RunDir, read_lines
+from hpcai.rundir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
-LONG = "trainer.max_steps=100000"
-TERM = 128 + 15
-
-
-@pytest.fixture(scope="session")
-def manner_package(light_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The light package with a job that reads its manner off a file beside its run: a batch job gets no variable of ours.
-
-    It notes each step in `audit`, so that what two writers have done can be seen.
-    """
-    copy = tmp_path_factory.mktemp("manner") / "site"
-    shutil.copytree(light_package, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    asked = 'json.loads(os.environ.get("HPCAI_TEST", "{}"))'
-    for job in (copy / "hpcai/jobs").glob("[a-z]*.py"):
-        text = job.read_text()
-        assert asked in text
-        text = text.replace(asked, 'rundir.read_json(run.dir.path.parent / "manner.json")')
-        write = "        rundir.write_json(count, step)\n"
-        assert write in text
-        note = '        rundir.append_lines(run.dir.path / "audit", [{"life": run.life, "step": step}])\n'
-        job.write_text(text.replace(write, note + write))
-    return copy
-
-
-@pytest.fixture
-def bench(tiny_npz: Path, tmp_path: Path, manner_package: Path, slurm: Any) -> Iterator[Launcher]:
-    """The launcher with an empty queue behind it."""
-    launcher = Launcher(tiny_npz, tmp_path, manner_package)
-    manner(launcher)
-    yield launcher
-    launcher.clean()
-
-
-def manner(bench: Launcher, **how: Any) -> None:
-    """How the job behaves from now on: see light_job.py."""
-    bench.runs.mkdir(exist_ok=True)
-    (bench.runs / "manner.json").write_text(json.dumps({"step_s": 0.02, **how}))
-
-
-def send(bench: Launcher, *words: str) -> RunDir:
-    """A run, submitted; its folder."""
-    done = bench("cluster=testbed", "resources.timeout_min=5", *words)
-    assert done.rc == 0 and "submitted: job " in done.out, done
-    return bench.run_dir()
-
-
-def once(run: RunDir, steps: int = 3) -> None:
-    """One writer at a time did every step, and it is through."""
-    done = list(read_lines(run.path / "audit"))
-    lives = [line["life"] for line in done]
-    assert lives == sorted(lives) and {line["step"] for line in done} == set(range(1, steps + 1)), done
-    assert lease.read_state(run).state == "completed"
-
-
-def verb(bench: Launcher, *words: str, timeout: float = 120.0) -> Done:
-    """`hpcai VERB ...`."""
-    return bench(*words, module="hpcai.cli", bare=True, timeout=timeout)
-
-
-def state(bench: Launcher, run: RunDir) -> str:
-    """As `hpcai status` shows it."""
-    return str(json.loads(verb(bench, "status", str(run.path), "--json").out)[0]["state"])
-
-
-def job_of(run: RunDir) -> str:
-    return str(lease.read_owner(run, lease.last_life(run))["job"])
-
-
-def step(run: RunDir) -> int:
-    return lease.read_state(run).step or 0
-
-
-def queue(slurm: Any) -> list[str]:
-    """Every job that waits or runs."""
-    done = slurm("squeue", "--noheader", "--format=%i %T %r")
-    assert done.returncode == 0, done.stderr
-    return str(done.stdout).split("\n")[:-1]
-
-
-def empty(slurm: Any, timeout: float = 90.0) -> None:
-    """Returns when no job waits or runs."""
-    until(lambda: not queue(slurm), timeout=timeout)
-
-
-def python(folder: Path, text: str) -> str:
-    """A word for a Python on the compute nodes that does `text` first; $2... are its words."""
-    file = folder / "python"
-    file.write_text(f'#!/bin/bash\n{text}\nexec {sys.executable} "$@"\n')
-    file.chmod(0o755)
-    return f"cluster.python='{file}'"
-
-
-def sruns(run: RunDir) -> list[psutil.Process]:
-    """The processes of its step's srun."""
-    lines = [(p, p.info["cmdline"] or [""]) for p in psutil.process_iter(["cmdline"])]
-    return [p for p, line in lines if line[0].endswith("srun") and str(run.path) in line]
-
-
-def hold(folder: Path, rank: int = 0) -> str:
-    """For `python`: this rank waits, as in a slow import, for a file `go`; that it came is told by `came`."""
-    return (
-        f'if [[ " $* " == *" hpcai.worker "* && $SLURM_PROCID == {rank} ]]; then touch "{folder}/came"; '
-        f'while [ ! -e "{folder}/go" ]; do sleep 0.05; done; fi'
-    )
-
-
-def through(slurm: Any, run: RunDir, *words: str) -> subprocess.CompletedProcess[str]:
-    """A client's order about its job."""
-    done: subprocess.CompletedProcess[str] = slurm(*words, job_of(run))
-    assert done.returncode == 0, done
-    return done
 
 
 # --- before its ranks begin

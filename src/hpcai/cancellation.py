@@ -147,6 +147,10 @@ def _stop_jobs(todo: Sequence[RunDir], answer: scheduler.Answer, sent: dict[Path
         if time.monotonic() - sent.get(run.path, -scheduler.POLL_S) < scheduler.POLL_S:
             continue
         known = queued.jobs_of(state, answer, run.path)
+        if state.sweep or runs.is_sweep(run.path):
+            if _stop_shared(run, state, known):
+                sent[run.path] = time.monotonic()
+            continue
         here = [job.id for job in known if job.state == "RUNNING"]
         queue = [job.id for job in known if job.waits or job.state in ASLEEP]
         if queue or here:
@@ -161,6 +165,30 @@ def _stop_jobs(todo: Sequence[RunDir], answer: scheduler.Answer, sent: dict[Path
         if waited:
             lease.give_up(run, life, f"cancelled while it waited. hpcai resume {run.path.name} sends it again.", 143)
     return others
+
+
+def _stop_shared(run: RunDir, state: RunState, known: Sequence[scheduler.Job]) -> bool:
+    """A sweep of Slurm, or a member of one: its jobs see the mark and stop what they run. Says whether they will."""
+    with contextlib.suppress(OSError):
+        lease.note_cancelled(run, state.life)
+    if state.sweep:
+        if not state.claimed:
+            _withdraw(run, state.life)
+        return True
+    if scheduler.cancel(queued.ids_of(state), waiting=True):
+        return False
+    for member in members_of(run.path):
+        if not (theirs := runs.state_of(member)).claimed:
+            _withdraw(member, theirs.life)
+    if not any(job.active and not job.waits for job in known):
+        lease.give_up(run, state.life, f"cancelled while it waited. hpcai resume {run.path.name} sends it again.", 143)
+    return True
+
+
+def _withdraw(run: RunDir, life: int) -> None:
+    """A member that no job has taken: now none can."""
+    if lease.claim(run, life, "cancelled"):
+        lease.give_up(run, life, f"cancelled while it waited. hpcai resume {run.path.name} sends it again.", 143)
 
 
 def _orphans(run: RunDir, life: int, owner: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

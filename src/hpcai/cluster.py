@@ -109,5 +109,6 @@ def without_effect(config: Config) -> Iterator[str]:
     """Keys that only Slurm reads, set for a run without it: a mail that never comes should be no surprise."""
     cluster = config.cluster
     asked = [f"cluster.{name}" for name in OF_A_SCHEDULER if getattr(cluster, name)]
+    asked += [f"sweep.{name}" for name, value in config.sweep if value is not None]
     if asked and cluster.executor == "local":
         yield f"{', '.join(asked)}: without effect on {cluster.name}, which has no scheduler. Name another cluster."

@@ -8,7 +8,8 @@
     lives/0003/cancelled      somebody asked it to stop: it does not come again       by `hpcai cancel`
 
 On Slurm a life belongs to a job (owner.json: kind, job, restart): taken by the submitter, before there is a job, or by rank 0
-of a start that follows another. What its records do not say, the scheduler does (scheduler.py): nobody here asks it.
+of a start that follows another. A member's life belongs to its sweep's jobs (owner.json: sweep) until one of them claims it.
+What its records do not say, the scheduler does (scheduler.py): nobody here asks it.
 
 A life is taken by renaming a prepared folder to the next number. rename(2) fails on a folder that is not empty, on every file
 system that clusters use, so of two launches at the same moment one wins. Nothing is ever taken over or deleted: the run's last
@@ -33,6 +34,7 @@ from hpcai.rundir import RunDir, append_lines, read_json, read_lines, write_json
 BEAT_S = 10.0  # rank 0 touches `beat` so often
 SILENT_S = 120.0  # silent on another host for so long: taken for dead. 12 beats: a busy file system delays some
 ENDS_BYTES = 16 * 1024  # of a long record file: what `outline` reads at each end
+CANCELLED = "cancelled: "  # how the verdict begins of a member that will not start, as what it needed did not end well
 State = Literal["new", "pending", "running", "completed", "stopped", "failed", "lost", "unreadable"]
 
 
@@ -42,6 +44,7 @@ class RunState:
 
     `told`: when the newest record was written. `unreadable` is runs.state_of's word for damaged records: read_state raises.
     `slurm_job`: the job that has, or had, the life; empty while it is being submitted. `chain`: jobs that follow each other.
+    `sweep`: whose jobs run it, where that is a sweep's; `claimed`: one of them has taken it.
     """
 
     state: State
@@ -54,6 +57,8 @@ class RunState:
     told: float | None = None
     slurm_job: str | None = None
     chain: tuple[str, ...] = ()
+    sweep: str = ""
+    claimed: bool = True
 
 
 def last_life(run: RunDir) -> int:
@@ -199,9 +204,9 @@ def give_up(run: RunDir, life: int, message: str, code: int = 5) -> None:
 
 
 def hand_over(run: RunDir, life: int, pid: int) -> None:
-    """Makes process `pid`, which starts the ranks, the owner: the run outlives the launcher."""
+    """Makes process `pid` of this host, which starts the ranks, the owner: the run outlives the launcher."""
     path = life_dir(run, life) / "owner.json"
-    write_json(path, {**read_json(path), "pid": pid, "started": process_start(pid)})
+    write_json(path, {**read_json(path), **me(), "pid": pid, "started": process_start(pid)})
 
 
 def read_state(run: RunDir) -> RunState:
@@ -218,8 +223,19 @@ def _look(run: RunDir) -> RunState:
     owner = read_json(life_dir(run, life) / "owner.json")
     told = outline(run, life)
     newest = max([owner["time"], *(r["time"] for rank in told.values() for r in rank)])
-    job = (owner.get("job") or "") if owner.get("kind") == "slurm" else None
-    return replace(_judged(run, life, owner, told), told=float(newest), slurm_job=job, chain=tuple(owner.get("chain", ())))
+    sweep, claimed = owner.get("sweep"), owner.get("job") is not None
+    if sweep is not None and not claimed:
+        owner = _with_jobs_of(RunDir(run.path.parent / sweep), owner)
+    state = replace(_judged(run, life, owner, told), told=float(newest), chain=tuple(owner.get("chain", ())))
+    if owner.get("kind") == "slurm":
+        state = replace(state, slurm_job=owner.get("job") or "")
+    return state if sweep is None else replace(state, sweep=Path(sweep).name, claimed=claimed)
+
+
+def _with_jobs_of(sweep: RunDir, owner: dict[str, Any]) -> dict[str, Any]:
+    """A member that none of its sweep's jobs has taken yet: any of them may."""
+    theirs = read_owner(sweep, last_life(sweep))
+    return {**owner, "job": theirs.get("job"), "chain": theirs.get("chain", [])}
 
 
 def _judged(run: RunDir, life: int, owner: Mapping[str, Any], told: Mapping[int, list[dict[str, Any]]]) -> RunState:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from hpcai.config.bounds import ask_of, longest, most_nodes, told, usable
-from hpcai.config.facts import Charge, Facts
+from hpcai.config.bounds import Ask, ask_of, longest, most_nodes, told, usable
+from hpcai.config.facts import Charge, Facts, Partition
 from hpcai.config.schema import Config
 from hpcai.config.site import is_folder
 from hpcai.errors import HpcaiError, PlanError, one_line
@@ -47,27 +47,50 @@ class Price:
 
 @dataclass(frozen=True)
 class Pieces:
-    """How many array jobs of which sizes can be submitted now, and how many members have to wait."""
+    """The sizes of the arrays that can be submitted now, and how many of their jobs have to wait."""
 
     sizes: tuple[int, ...]
     rest: int
 
 
-def allocation(config: Config) -> Allocation | None:
-    """What the job is given; None where its partition is unknown."""
+def allocation(config: Config, members: int = 1) -> Allocation | None:
+    """What a job is given that holds so many members side by side; None where its partition is unknown."""
     ask = ask_of(config)
     node = ask.node
     if node is None:
         return None
-    whole, ranks = bool(node.whole_nodes), ask.tasks_per_node
+    whole, ranks = bool(node.whole_nodes), ask.tasks_per_node * members
     if whole:
         cores, gpus, mem_gb = node.cores, node.gpus, node.mem_gb
     else:
-        share = min(1.0, ask.gpus_per_node / node.gpus) if ask.gpus_per_node and node.gpus else 1.0
-        asked = ranks * ask.cpus_per_task if ask.cpus_per_task else max(1, math.floor(node.cores * share))
-        cores, gpus, mem_gb = min(node.cores, asked), ask.gpus_per_node, ask.mem_gb
+        gpus, mem_gb = ask.gpus_per_node * members, ask.mem_gb and ask.mem_gb * members
+        share = min(1.0, gpus / node.gpus) if gpus and node.gpus else 1.0
+        cores = min(node.cores, ranks * ask.cpus_per_task if ask.cpus_per_task else max(1, math.floor(node.cores * share)))
     threads = ask.cpus_per_task or max(1, cores // ranks)
     return Allocation(str(ask.where), ask.under, ask.nodes, cores, gpus, mem_gb, whole, threads)
+
+
+def per_node(config: Config) -> int:
+    """Members of a sweep side by side in one job: as asked, or what a whole node has room for by GPUs, cores and memory.
+
+    One where jobs share nodes (a member then has a job of its own), where a member takes several nodes, or where it does not
+    say how many GPUs or cores it needs: it then takes all of them.
+    """
+    ask = ask_of(config)
+    node = ask.node
+    if config.sweep.per_node is not None:
+        return config.sweep.per_node
+    return room(ask, node) if node is not None and node.whole_nodes and ask.nodes == 1 else 1
+
+
+def room(ask: Ask, node: Partition) -> int:
+    """How many members of that size a node holds; 1 where they take it whole."""
+    sizes = [
+        (node.gpus, ask.gpus_per_node),
+        (node.cores, ask.tasks_per_node * (ask.cpus_per_task or (1 if ask.gpus_per_node else node.cores))),
+        (node.mem_gb or 0, ask.mem_gb or 0),
+    ]
+    return max(1, min(int(has // takes) for has, takes in sizes if has and takes))
 
 
 # --- what it costs
@@ -108,15 +131,18 @@ def duration(minutes: int) -> str:
     return " ".join(part for part in (f"{hours} h" * bool(hours), f"{rest} min" * bool(rest)) if part)
 
 
-def array_pieces(config: Config, members: int, queued: int = 0) -> Pieces:
-    """`members` as arrays of at most MaxArraySize; beyond the submit limit, of which `queued` is used up, they have to wait."""
+def array_pieces(config: Config, jobs: int, queued: int = 0, waves: int = 1) -> Pieces:
+    """`jobs` as arrays of at most MaxArraySize; beyond the submit limit, of which `queued` is used up, they have to wait.
+
+    `waves`: so many times each is sent, to follow each other.
+    """
     ask = ask_of(config)
     qos = ask.facts.qos.get(ask.under or "")
     stated = [ask.facts.max_submit, ask.node and ask.node.max_submit, qos and qos.max_submit]
-    room = min([members, *(max(0, limit - queued) for limit in stated if limit)])
+    room = min([jobs, *(max(0, limit - queued) // waves for limit in stated if limit)])
     size = ask.facts.max_array or room or 1
     full, last = divmod(room, size)
-    return Pieces((size,) * full + (last,) * bool(last), members - room)
+    return Pieces((size,) * full + (last,) * bool(last), jobs - room)
 
 
 # --- what is not allowed
@@ -125,8 +151,22 @@ def array_pieces(config: Config, members: int, queued: int = 0) -> Pieces:
 def violations(config: Config) -> Iterator[HpcaiError]:
     """Everything that the machine's file does not allow, at once, each with the nearest legal choice."""
     yield from told(ask_of(config))
+    yield from _side_by_side(config)
     yield from _account(config)
     yield from _paths(config)
+
+
+def _side_by_side(config: Config) -> Iterator[PlanError]:
+    """More members on a node than it has room for."""
+    asked, ask = config.sweep.per_node, ask_of(config)
+    if asked is None or ask.node is None or asked == 1:
+        return
+    if ask.nodes > 1:
+        yield PlanError(f"sweep.per_node={asked}: a member takes {ask.nodes} nodes whole. Ask for sweep.per_node=1.")
+        return
+    each = replace(ask, cpus_per_task=ask.cpus_per_task or 1)
+    if asked > (most := room(each, ask.node)):
+        yield PlanError(f"sweep.per_node={asked}: a node of {ask.where} has room for {most} such members. Ask for {most}.")
 
 
 def _account(config: Config) -> Iterator[PlanError]:
@@ -177,9 +217,12 @@ def _below(path: str, folder: str) -> bool:
 # --- what is allowed, but may not be meant
 
 
-def warnings(config: Config, allocation: Allocation) -> Iterator[str]:
-    """What is billed and not used, what may happen to the job, and how well the machine is known."""
-    yield from _idle(config, allocation)
+def warnings(config: Config, allocation: Allocation, members: int = 1) -> Iterator[str]:
+    """What is billed and not used, what may happen to the job, and how well the machine is known.
+
+    `members`: of a sweep, side by side in the job.
+    """
+    yield from _idle(config, allocation, members)
     yield from _unsaid(config, allocation)
     qos = config.cluster.facts.qos.get(allocation.qos or "")
     if qos is not None and qos.preemptible:
@@ -190,22 +233,30 @@ def warnings(config: Config, allocation: Allocation) -> Iterator[str]:
     yield from _doubts(config, allocation)
 
 
-def _idle(config: Config, allocation: Allocation) -> Iterator[str]:
+def _idle(config: Config, allocation: Allocation, members: int) -> Iterator[str]:
     """GPUs, or cores where there are none, that are billed and not used, with what else they could do for the same price."""
     asked, given, facts = config.resources, allocation, config.cluster.facts
     if given.gpus and not asked.gpus_per_node:
         other = f"; cluster.partition={facts.cpu_partition} is for runs without" if facts.cpu_partition else ""
         yield f"0 of {given.gpus} GPUs: billed {given.gpus}{other}{_lost(config, given, 1)}"
     elif given.gpus:
-        used = min(asked.gpus_per_node, asked.tasks_per_node)
-        all_of_them = f"resources.gpus_per_node={given.gpus} resources.tasks_per_node={given.gpus}"
+        used = min(asked.gpus_per_node, asked.tasks_per_node) * members
         if used < given.gpus:
             lost = _lost(config, given, 1 - used / given.gpus)
-            yield f"{used} of {given.gpus} GPUs: billed {given.gpus}; {all_of_them} costs the same{lost}"
-    elif given.whole and (used := given.threads * asked.tasks_per_node) * 2 <= given.cores:
-        same = f"resources.cpus_per_task={given.cores // asked.tasks_per_node}"
+            yield f"{used} of {given.gpus} GPUs: billed {given.gpus}; {_more(config, given.gpus, members)} costs the same{lost}"
+    elif given.whole and (used := given.threads * asked.tasks_per_node * members) * 2 <= given.cores:
+        same = f"resources.cpus_per_task={given.cores // asked.tasks_per_node // members}"
         lost = _lost(config, given, 1 - used / given.cores)
         yield f"{used} of {given.cores} cores: billed {given.cores}; {same} costs the same{lost}"
+
+
+def _more(config: Config, gpus: int, members: int) -> str:
+    """What else fills the node: seeds side by side, or more ranks."""
+    asked = config.resources
+    times = gpus // (asked.gpus_per_node * members)
+    if config.job == "train" and asked.nodes == 1 and asked.gpus_per_node == asked.tasks_per_node and times > 1:
+        return f"-m seed={','.join(str(config.seed + i) for i in range(times * members))}"
+    return f"resources.gpus_per_node={gpus} resources.tasks_per_node={gpus}"
 
 
 def _lost(config: Config, allocation: Allocation, share: float) -> str:

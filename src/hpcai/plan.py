@@ -39,7 +39,8 @@ GIVEN = ("labels", "image_size", "channels")  # keys of data that a job takes fr
 class JobPlan:
     """What will run, where, with what. `threads` is per rank; `from_run`: run_id and the model's sha256 of each run read.
 
-    `slurm`: what is asked of the scheduler (partition, qos, account, reservation, whole) and its price; None: no scheduler.
+    `slurm`: what is asked of the scheduler (partition, qos, account, reservation, whole) and its price; None: no scheduler. A
+    sweep's member has `per_node`: how many share the job that this is the price of.
     `access`: who may read what it writes (runs_access).
     """
 
@@ -83,10 +84,13 @@ def read_plan(run: RunDir) -> JobPlan:
     return JobPlan(**value)
 
 
-def make_plan(config: Config, *, anew: bool = False, pending: bool = False) -> tuple[JobPlan, Config, list[Input]]:
+def make_plan(
+    config: Config, *, anew: bool = False, pending: bool = False, member: bool = False
+) -> tuple[JobPlan, Config, list[Input]]:
     """The plan, the config with absolute paths, and the fingerprint of the data. Writes nothing.
 
-    `pending`: the runs that from_run names may still train; what they will give (labels, image size) stays open.
+    `pending`: the runs that from_run names may still train; what they will give (labels, image size) stays open. `member`: of a
+    sweep, so that it may share a node with others.
 
     Raises: Faults with everything that is wrong, of every kind.
     """
@@ -104,17 +108,20 @@ def make_plan(config: Config, *, anew: bool = False, pending: bool = False) -> t
     if faults:
         raise Faults(faults)
     assert data is not None and files is not None and model is not None
-    plan = outline(config, machine, trained, anew=anew)
+    plan = outline(config, machine, trained, anew=anew, member=member)
     sources = [str(run.path) for run in trained]
     where = {"data": data, "model": model, "runs_dir": str(Path(plan.run_dir).parent)}
     resolved = config.model_copy(update=where | {"from_run": sources if len(sources) > 1 else next(iter(sources), None)})
     return plan, resolved, files
 
 
-def outline(config: Config, machine: Machine, trained: Sequence[RunDir] = (), *, anew: bool = False) -> JobPlan:
+def outline(
+    config: Config, machine: Machine, trained: Sequence[RunDir] = (), *, anew: bool = False, member: bool = False
+) -> JobPlan:
     """The plan alone, of a config that was checked: looks at no data."""
     identity = digest(config, [run.path.name for run in trained])
-    given = _given(config) if config.cluster.executor == "slurm" else None
+    beside = _side_by_side(config) if member and config.cluster.executor == "slurm" else 1
+    given = _given(config, beside) if config.cluster.executor == "slurm" else None
     run_dir = _folder(Path(config.runs_dir).absolute() / f"{config.name}-{identity[:8]}", anew)
     sources = [{"run_id": run.path.name, "sha256": read_model(run)["sha256"] if _ended(run) else None} for run in trained]
     return JobPlan(
@@ -127,8 +134,8 @@ def outline(config: Config, machine: Machine, trained: Sequence[RunDir] = (), *,
         threads=given.threads if given else cluster.threads(config, machine),
         identity=identity,
         from_run=sources,
-        warnings=list(_slurm_warnings(config, given) if given else cluster.warnings(config, machine)),
-        slurm=_asked_of_slurm(config, given) if given else None,
+        warnings=list(_slurm_warnings(config, given, beside) if given else cluster.warnings(config, machine)),
+        slurm=_asked_of_slurm(config, given) | ({"per_node": beside} if member else {}) if given else None,
         access=config.runs_access,
     )
 
@@ -147,16 +154,22 @@ def machine_faults(config: Config, machine: Machine) -> Iterator[HpcaiError]:
         yield PlanError("cluster.python=null: this Python has no torch. Give the Python of the compute nodes' environment.")
 
 
-def _given(config: Config) -> Allocation | None:
+def _given(config: Config, members: int) -> Allocation | None:
     from hpcai import limits
 
-    return limits.allocation(config)
+    return limits.allocation(config, members)
 
 
-def _slurm_warnings(config: Config, given: Allocation) -> Iterator[str]:
+def _side_by_side(config: Config) -> int:
+    from hpcai import limits
+
+    return limits.per_node(config)
+
+
+def _slurm_warnings(config: Config, given: Allocation, members: int) -> Iterator[str]:
     from hpcai import limits, preflight
 
-    yield from limits.warnings(config, given)
+    yield from limits.warnings(config, given, members)
     yield from cluster.per_rank_statistics(config)
     if config.resources.gpus_per_node:
         wheel = preflight.wheel_cuda(config.cluster.python or sys.executable)

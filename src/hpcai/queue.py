@@ -17,7 +17,7 @@ from hpcai.cluster import Machine
 from hpcai.config.schema import Config
 from hpcai.errors import Faults, HpcaiError, OwnedError
 from hpcai.inputs import Input
-from hpcai.plan import JobPlan
+from hpcai.plan import JobPlan, make_plan
 from hpcai.rundir import RunDir
 from hpcai.runs import Member, state_of
 from hpcai.submit import Frozen
@@ -35,6 +35,15 @@ class Entry:
     config: Config
     plan: JobPlan
     files: list[Input]
+
+    @classmethod
+    def planned(cls, config: Config, label: str, group: str, needs: tuple[str, ...] = (), *, anew: bool = False) -> Entry:
+        """A member of a sweep, from its config.
+
+        Raises: Faults with everything that is wrong with it.
+        """
+        plan, config, files = make_plan(config, anew=anew, pending=bool(needs), member=True)
+        return cls(Member(plan.run_id, plan.run_dir, label, group, plan.job, needs), config, plan, files)
 
     @property
     def dir(self) -> RunDir:
@@ -189,8 +198,19 @@ class Running:
 class Queue:
     """Starts what fits, reads records, tells the source; ends when nothing runs and nothing is left."""
 
-    def __init__(self, source: Source, slots: Slots, starter: Starts, look: Callable[[Sequence[Running]], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        slots: Slots,
+        starter: Starts,
+        look: Callable[[Sequence[Running]], None],
+        *,
+        shared: Callable[[Entry], lease.RunState] | None = None,
+    ) -> None:
+        """`shared`: other queues have the same source, each on a machine of its own: what one of them took is no business of
+        the others, and a lost member is the source's to give out again. It tells a member's state."""
         self.source, self.slots, self.starter, self.look = source, slots, starter, look
+        self.alone, self._state = shared is None, shared or (lambda entry: state_of(entry.dir))
         self.running: dict[str, Running] = {}
         self._next: Entry | None = None
         self._steps: dict[str, int] = {}  # of lost members: how far they had come
@@ -225,14 +245,14 @@ class Queue:
         self.starter.reap()
         ended = False
         for key, member in list(self.running.items()):
-            state = state_of(member.entry.dir)
+            state = self._state(member.entry)
             if state.state in ACTIVE:
                 continue
             ended = True
             del self.running[key]
             self.slots.give(key)
-            again = state.state == "lost" and member.asked is None and not stopping and self._got_further(key, state.step)
-            if not (again and self._start(member.entry)):
+            again = self.alone and state.state == "lost" and member.asked is None and not stopping
+            if not (again and self._got_further(key, state.step) and self._start(member.entry)):
                 self.source.ended(member.entry, state)
         return ended
 
@@ -259,13 +279,16 @@ class Queue:
         if state.state == "unreadable":
             self.source.ended(entry, state)
             return True
-        runs = state.state in ACTIVE
+        runs = self.alone and state.state in ACTIVE
         share = self.slots.take(key, entry.plan, force=runs)
         if share is None:
             return False
         try:
             life = state.life if runs else self.starter.start(entry, share)
         except OwnedError:  # another driver was faster: it runs there
+            if not self.alone:
+                self.slots.give(key)
+                return True
             life = lease.last_life(entry.dir)
         except (HpcaiError, OSError) as e:
             self.slots.give(key)

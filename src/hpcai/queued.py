@@ -38,7 +38,8 @@ class Watch:
 
     def states(self, targets: Iterable[RunDir]) -> dict[Path, RunState]:
         """The state of each run, by its folder."""
-        told = {run.path: _adopted(run, runs.state_of(run)) for run in targets}
+        told = {run.path: runs.state_of(run) for run in targets}
+        told |= _adopted({path: state for path, state in told.items() if state.slurm_job == "" and state.state == "lost"})
         jobs = {path: ids_of(state) for path, state in told.items() if state.slurm_job and state.state in OPEN}
         wanted = {job for ids in jobs.values() for job in ids}
         if wanted and (not self._asked.issuperset(wanted) or time.monotonic() - self._when > self.every_s):
@@ -70,27 +71,29 @@ def ids_of(state: RunState) -> tuple[str, ...]:
 def jobs_of(state: RunState, answer: scheduler.Answer, folder: Path | None = None) -> list[scheduler.Job]:
     """What is known of a run's jobs. A Slurm built anew gives numbers again: an active one by another name is not ours."""
     found = [answer.jobs[job] for job in ids_of(state) if job in answer.jobs]
-    return [job for job in found if folder is None or not job.active or _has_name(job.name, folder)]
+    return [job for job in found if folder is None or not job.active or _has_name(job.name, folder, state.sweep)]
 
 
-def _has_name(name: str, folder: Path) -> bool:
-    if name in ("", folder.name):
+def _has_name(name: str, folder: Path, sweep: str) -> bool:
+    if name in ("", folder.name, sweep):
         return True
     with contextlib.suppress(*runs.DAMAGED):  # the folder may have been moved
         return bool(name == read_json(RunDir(folder).plan)["run_id"])
     return True
 
 
-def _adopted(run: RunDir, state: RunState) -> RunState:
-    """A run whose submitter was killed between sbatch and writing the job's number down: found by its name, if it is there."""
-    if state.slurm_job != "" or state.state != "lost":
-        return state
-    job = scheduler.named(run.path.name, str(run.script))
-    if job is None:
-        return state
-    with contextlib.suppress(OSError):  # another user's folder, or a full disk: the next look finds it again
-        lease.give_to_job(run, state.life, job)
-    return runs.state_of(run)
+def _adopted(orphans: dict[Path, RunState]) -> dict[Path, RunState]:
+    """Runs whose submitter was killed between sbatch and writing the job's number down: found by name, if they are there.
+
+    Of a sweep's members the sweep is looked for, once.
+    """
+    sent = {path: path.parent / runs.SWEEPS / state.sweep if state.sweep else path for path, state in orphans.items()}
+    for target in map(RunDir, dict.fromkeys(sent.values())):
+        life = lease.last_life(target)
+        if (job := scheduler.named(target.path.name, str(target.script))) is not None:
+            with contextlib.suppress(OSError):  # another user's folder, or a full disk: the next look finds it again
+                lease.give_to_job(target, life, job)
+    return {path: runs.state_of(RunDir(path)) for path in orphans}
 
 
 def with_scheduler(state: RunState, answer: scheduler.Answer, folder: Path | None = None) -> RunState:
@@ -100,6 +103,8 @@ def with_scheduler(state: RunState, answer: scheduler.Answer, folder: Path | Non
     known = jobs_of(state, answer, folder)
     active = next((job for job in known if job.active), None)
     if active is not None:
+        if not state.claimed:
+            return replace(state, state="pending", code=None, message="waits for its turn")
         if active.waits:
             return replace(state, state="pending", code=None, message=scheduler.reason_words(active))
         return replace(state, state="running", code=None, message="")
@@ -108,7 +113,7 @@ def with_scheduler(state: RunState, answer: scheduler.Answer, folder: Path | Non
         return replace(state, state="running", code=None, message=SILENT) if comes_again else state
     if state.state == "stopped":
         return state
-    log = last_words(folder, state.slurm_job) if folder else ""
+    log = last_words(folder, f"{state.slurm_job}-{state.life}" if state.sweep else state.slurm_job) if folder else ""
     return replace(state, state="lost", code=5, message=scheduler.cause_words(next(iter(known), None), log))
 
 

@@ -111,12 +111,17 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def many(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Sweeps, searches, pipelines and what depends on a run: see sweep.py."""
-    from hpcai import sweep
+    """Sweeps, pipelines and what depends on a run: sweep.py; searches: hunt.py."""
     from hpcai.driver import Options
 
     told = Options(options.config_dir, options.dry_run, options.no_wait, options.anew, options.junit)
-    return sweep.run_search(overrides, options.search, told) if options.search is not None else sweep.run_grid(overrides, told)
+    if options.search is not None:
+        from hpcai import hunt
+
+        return hunt.run_search(overrides, options.search, told)
+    from hpcai import sweep
+
+    return sweep.run_grid(overrides, told)
 
 
 def launch(options: argparse.Namespace, plan: "JobPlan", config: "Config", files: "list[Input]") -> int:
@@ -183,7 +188,7 @@ def send(options: argparse.Namespace, run: "RunDir", plan: "JobPlan", config: "C
     rundir.guard(plan.access)
     life = lease.take(run, plan.ranks, over=state.life, kind="slurm", job=None, restart=0)
     submit.prepare(run, plan, config, files)
-    jobs = submit.send(run, plan, config, life)
+    jobs = submit.send(run, plan, life, [[""]] * submit.chain(config))
     price = (plan.slurm or {}).get("price")
     cost = f", {price['words']} for each start" if price else ""
     print(f"submitted: job {', '.join(jobs)}{cost}  see: hpcai status {plan.run_id}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -77,6 +78,12 @@ def write_sweep(sweep: Sweep) -> None:
     value = asdict(sweep)
     del value["path"]
     rundir.write_json(sweep.path / "members.json", {"version": rundir.VERSION, **value})
+
+
+def sweep_folder(runs_dir: Path, name: str, identity: object) -> Path:
+    """Where a sweep of this identity lies."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return runs_dir / SWEEPS / f"{name}-{digest[:8]}"
 
 
 def sweep_folders(runs_dir: Path) -> Iterator[Path]:

@@ -4,22 +4,25 @@
     set-up    rights of new files, the site's modules, variables, strict mode
     the step  srun ... python -m hpcai.worker RUN_DIR: the last line, the same that a person may type
 
+The jobs of a sweep share one script, whose last line is python -m hpcai.pack SWEEP_DIR: it starts such a step for each member.
+
 The text holds nothing that changes with time, so that it can be sent again by hand, and `--dry-run` can print it beforehand.
 Source of the habits: sbatch(1) and srun(1) of Slurm 22.05 to 26.11.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import hpcai
 from hpcai import limits
-from hpcai.config.facts import Partition
+from hpcai.config.facts import Facts, Partition
 from hpcai.config.schema import Config
 from hpcai.errors import one_line
 from hpcai.plan import JobPlan
@@ -36,50 +39,82 @@ class Line:
     why: str = ""
 
 
-def text(plan: JobPlan, config: Config) -> str:
+@dataclass(frozen=True)
+class Shared:
+    """What several jobs with one script do together: the members of a sweep. `plan` of such a script is that of one job."""
+
+    members: int
+    jobs: int
+
+
+def job_of(member: JobPlan, times: int, name: str, folder: str) -> JobPlan:
+    """The plan of a job that holds so many members side by side."""
+    asked = member.resources
+    mem_gb = asked["mem_gb"] and asked["mem_gb"] * times
+    grown = {name: asked[name] * times for name in ("tasks_per_node", "gpus_per_node")}
+    return replace(member, run_id=name, run_dir=folder, resources={**asked, **grown, "mem_gb": mem_gb})
+
+
+def text(plan: JobPlan, config: Config, shared: Shared | None = None) -> str:
     """The whole script."""
-    return "".join(f"{line.text}\n" for line in lines(plan, config))
+    return "".join(f"{line.text}\n" for line in lines(plan, config, shared))
 
 
-def explain(plan: JobPlan, config: Config) -> str:
+def explain(plan: JobPlan, config: Config, shared: Shared | None = None) -> str:
     """The script with a reason below each line that needs one."""
     told: list[str] = []
-    for line in lines(plan, config):
+    for line in lines(plan, config, shared):
         told.append(line.text)
         told += [f"    ^ {line.why}"] if line.why else []
     return "\n".join(told) + "\n"
 
 
-def lines(plan: JobPlan, config: Config) -> Iterator[Line]:
+def lines(plan: JobPlan, config: Config, shared: Shared | None = None) -> Iterator[Line]:
     """Every line, in order."""
     yield Line("#!/bin/bash -l", "a login shell: sites define `module` in its profile")
-    yield from _said(plan, config)
-    for name, value, why in _options(plan, config):
+    yield from _said(plan, shared)
+    for name, value, why in _options(plan, config, "%j" if shared is None else "%A_%a"):
         yield Line(f"#SBATCH --{name}" + (f"={quoted(value)}" if value else ""), why)
     yield Line("")
-    yield from _set_up(plan, config)
+    yield from _set_up(plan, config, shared)
     yield Line("")
+    if shared is not None:
+        yield Line("trap : TERM", "left to the members, which save a checkpoint")
+        yield from _preflight(plan, config)
+        yield Line(
+            '"$PYTHON" -u -m hpcai.pack "$RUN" "$SECONDS"',
+            "starts an srun for each member that no job has taken, as many at once as fit, until none is left or time is short",
+        )
+        return
     yield Line(
         'trap : TERM; trap \'"$PYTHON" -u -m hpcai.requeue "$RUN" "$?" || :\' EXIT',
         "after the step: asks Slurm to queue this job again where it was stopped by its time limit or lost a rank; "
         "TERM is left to the ranks, which save a checkpoint",
     )
     yield from _preflight(plan, config)
-    yield Line(_srun(plan, config), "one process a rank; one that dies ends the step and with it the allocation")
+    yield Line(_shell(step(plan, config)), "one process a rank; one that dies ends the step and with it the allocation")
 
 
 # --- header
 
 
-def _said(plan: JobPlan, config: Config) -> Iterator[Line]:
+def _said(plan: JobPlan, shared: Shared | None) -> Iterator[Line]:
     """What a reader wants to know first."""
     asked, slurm = plan.resources, plan.slurm or {}
     whom = f" for account {slurm['account']}" if slurm.get("account") else ""
     gpus = f", {asked['gpus_per_node']} GPU{'s' * (asked['gpus_per_node'] > 1)} a node" if asked["gpus_per_node"] else ""
     nodes = f"{asked['nodes']} node{'s' * (asked['nodes'] > 1)} of {slurm.get('partition')}"
-    yield Line(f"# hpcai {hpcai.__version__}: {plan.job} of {plan.run_id}{whom}.")
+    what = plan.job
+    if shared is not None:
+        what = (
+            f"the {shared.members} runs" if shared.jobs == 1 else f"one of {shared.jobs} jobs that do the {shared.members} runs"
+        )
+    yield Line(f"# hpcai {hpcai.__version__}: {what} of {plan.run_id}{whom}.")
     yield Line(f"# At most {limits.duration(asked['timeout_min'])} on {nodes}{gpus}" + _price(plan) + ".")
-    yield Line(f"# Reads and writes {one_line(plan.run_dir, 400)}; its data is listed in data.json there.")
+    where = (
+        "its data is listed in data.json there" if shared is None else "its members and the folders of its runs in members.json"
+    )
+    yield Line(f"# Reads and writes {one_line(plan.run_dir, 400)}; {where}.")
     yield Line(f"# To stop it: hpcai cancel NAME, or scancel --me -n {plan.run_id}. Sent again (sbatch THIS_FILE), it goes on.")
 
 
@@ -88,8 +123,8 @@ def _price(plan: JobPlan) -> str:
     return f": {price['words']} for each start" if price else ""
 
 
-def _options(plan: JobPlan, config: Config) -> Iterator[tuple[str, str, str]]:
-    """The #SBATCH options: name, value, why."""
+def _options(plan: JobPlan, config: Config, job: str) -> Iterator[tuple[str, str, str]]:
+    """The #SBATCH options: name, value, why. `job`: how a log's name begins."""
     asked, slurm, facts, cluster = plan.resources, plan.slurm or {}, config.cluster.facts, config.cluster
     run = RunDir(Path(plan.run_dir))
     partition = _partition(plan, config)
@@ -107,11 +142,7 @@ def _options(plan: JobPlan, config: Config) -> Iterator[tuple[str, str, str]]:
     if slurm.get("whole"):
         yield "exclusive", "", "this machine gives whole nodes"
     if gpus := asked["gpus_per_node"]:
-        kind = f"{facts.gpu_type}:" if facts.gpu_type else ""
-        if facts.gpu_request == "gres":
-            yield "gres", f"gpu:{kind}{gpus}", "GPUs a node"
-        else:
-            yield "gpus-per-node", f"{kind}{gpus}", "every rank of a node sees all of them and takes its own"
+        yield *_gpus(facts, gpus), "GPUs a node: every rank of it sees all of them and takes its own"
     if facts.mem == "all" or (facts.mem == "asked" and slurm.get("whole") and asked["mem_gb"] is None):
         yield "mem", "0", "all memory of the node: --exclusive alone does not give it"
     elif facts.mem == "asked" and asked["mem_gb"] is not None:
@@ -123,11 +154,17 @@ def _options(plan: JobPlan, config: Config) -> Iterator[tuple[str, str, str]]:
     else:
         yield "requeue", "", "after a node failure or a preemption Slurm queues it again; it goes on from its checkpoint"
     yield "open-mode", "append", "a start that follows another keeps its words"
-    yield "output", str(run.submitit / "%j_batch.log"), "what this script itself says"
+    yield "output", str(run.submitit / f"{job}_batch.log"), "what this script itself says"
     yield "export", "NONE", "nothing of the submitter's shell leaks into the job"
     if cluster.mail:
         yield "mail-user", cluster.mail, ""
         yield "mail-type", "END,FAIL,TIME_LIMIT_90", "asked for by cluster.mail"
+
+
+def _gpus(facts: Facts, gpus: int) -> tuple[str, str]:
+    """The option that asks for them, and its value."""
+    kind = f"{facts.gpu_type}:" if facts.gpu_type else ""
+    return ("gres", f"gpu:{kind}{gpus}") if facts.gpu_request == "gres" else ("gpus-per-node", f"{kind}{gpus}")
 
 
 def quoted(value: str) -> str:
@@ -138,7 +175,7 @@ def quoted(value: str) -> str:
 # --- set-up
 
 
-def _set_up(plan: JobPlan, config: Config) -> Iterator[Line]:
+def _set_up(plan: JobPlan, config: Config, shared: Shared | None) -> Iterator[Line]:
     facts = config.cluster.facts
     mask, whom = {"user": ("077", "the user alone"), "group": ("027", "the group")}[config.runs_access]
     yield Line(f"umask {mask}", f"what is derived from patients is readable by {whom}")
@@ -157,6 +194,8 @@ def _set_up(plan: JobPlan, config: Config) -> Iterator[Line]:
     yield Line(STRICT, "from here on a failing command ends the job; modules are not written for it")
     for name, value in sorted(_partition(plan, config).env.items()):
         yield Line(f"export {name}={shlex.quote(value)}", "this partition's setting, from the cluster file")
+    if shared is not None and (site := os.environ.get("HPCAI_SITE")):
+        yield Line(f"export HPCAI_SITE={shlex.quote(site)}", "the site's cluster files: a search composes its runs here")
     yield Line(
         'export PYTHONPATH="$RUN/code${PYTHONPATH:+:$PYTHONPATH}"', "the code as it was at submission, whatever is edited later"
     )
@@ -178,29 +217,53 @@ def _preflight(plan: JobPlan, config: Config) -> Iterator[Line]:
 # --- the step
 
 
-def _srun(plan: JobPlan, config: Config) -> str:
-    words = [
-        "srun", "--kill-on-bad-exit=1", f"--cpus-per-task={plan.threads}", *_mpi(config), *_partition(plan, config).srun,
-        "--open-mode=append",
-    ]  # fmt: skip
-    logs = '--output="$RUN/submitit/%j_%t_log.out" --error="$RUN/submitit/%j_%t_log.err"'
-    return f'{shlex.join(words)} {logs} {_inside(plan, config)} -u -m hpcai.worker "$RUN"'
+RUN, PYTHON = "\0RUN", "\0PYTHON"  # stand for the script's own variables: no path holds a null
 
 
-def _inside(plan: JobPlan, config: Config) -> str:
+def step(plan: JobPlan, config: Config, run: str = RUN, python: str = PYTHON, beside: str | None = None) -> list[str]:
+    """The words that start a run's ranks. `beside`: it shares the job with others, and its logs' names begin so."""
+    words = ["srun", "--kill-on-bad-exit=1"] + ([] if beside is None else _share(plan, config))
+    words += [f"--cpus-per-task={plan.threads}", *_mpi(config), *_partition(plan, config).srun, "--open-mode=append"]
+    log = f"{run}/submitit/{beside or '%j'}_%t_log"
+    words += [f"--output={log}.out", f"--error={log}.err"]
+    return [*words, *_inside(plan, config, run, python), "-u", "-m", "hpcai.worker", run]
+
+
+def _share(plan: JobPlan, config: Config) -> list[str]:
+    """A member's part of the job: its own cores and GPUs, so that others run beside it."""
+    asked, facts = plan.resources, config.cluster.facts
+    nodes, ranks = asked["nodes"], asked["tasks_per_node"]
+    words = ["--exact", f"--nodes={nodes}", f"--ntasks={nodes * ranks}", f"--ntasks-per-node={ranks}"]
+    if asked["gpus_per_node"]:
+        words.append("--{}={}".format(*_gpus(facts, asked["gpus_per_node"])))
+    elif _partition(plan, config).gpus:
+        words.append("--gres=none")
+    if facts.mem != "never":  # 0: all that the job has, shared; else the first step would take it alone
+        words.append(f"--mem={int(asked['mem_gb'] * 1024)}M" if asked["mem_gb"] else "--mem=0")
+    return words
+
+
+def _shell(words: Sequence[str]) -> str:
+    """The words as bash reads them: what holds a variable in double quotes, where nothing else needs any."""
+    told = []
+    for word in words:
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        shown = value.replace(RUN, "$RUN").replace(PYTHON, "$PYTHON")
+        told.append(f'{name}{equals}"{shown}"' if "\0" in value else shlex.quote(word))
+    return " ".join(told)
+
+
+def _inside(plan: JobPlan, config: Config, run: str, python: str) -> list[str]:
     """What starts a rank: the nodes' Python, or that of a container, which sees the run, its inputs (read only) and GPUs."""
     box = config.container
     if box.image is None:
-        return '"$PYTHON"'
+        return [python]
     gpu = ["--rocm" if "AMD" in _partition(plan, config).gpu else "--nv"] if plan.resources["gpus_per_node"] else []
     named = [config.from_run] if isinstance(config.from_run, str) else config.from_run or []
     inputs = [path for path in (config.data.path, config.model.init_from, *named) if path and path.startswith("/")]
-    binds = [*(f"{path}:{path}:ro" for path in dict.fromkeys(inputs)), *box.binds]
-    begun = shlex.join([*shlex.split(config.cluster.facts.container), *gpu])
-    return " ".join([
-        begun, '--bind "$RUN:$RUN"', *(f"--bind {shlex.quote(bind)}" for bind in binds), '--pwd "$RUN"', shlex.quote(box.image),
-        shlex.quote(box.python),
-    ])  # fmt: skip
+    binds = [f"{run}:{run}", *(f"{path}:{path}:ro" for path in dict.fromkeys(inputs)), *box.binds]
+    begun = [*shlex.split(config.cluster.facts.container), *gpu]
+    return [*begun, *(word for bind in binds for word in ("--bind", bind)), "--pwd", run, box.image, box.python]
 
 
 def _mpi(config: Config) -> list[str]:
@@ -221,7 +284,12 @@ def limits_of(plan: JobPlan) -> tuple[int, int]:
     A signal may come 60 s early, so a short job is told at two thirds of its time: sooner, it would be told at once.
     """
     minutes = int(plan.resources["timeout_min"])
-    return minutes, min(120, minutes * 20)
+    return minutes, lead_s(minutes)
+
+
+def lead_s(minutes: int) -> int:
+    """How many seconds before the end ranks are told that have so many minutes."""
+    return min(120, minutes * 20)
 
 
 def clock(minutes: int) -> str:

@@ -65,7 +65,9 @@ def outcomes(members: Sequence[runs.Member], waiting: Mapping[str, str] | None =
 
 def _outcome(member: runs.Member, why: str | None) -> Outcome:
     state = runs.state_of(member.dir)
-    if state.state == "new" and why is not None:
+    if state.state == "failed" and state.message.startswith(lease.CANCELLED):  # by a job of the sweep, in its records
+        why = state.message
+    if why is not None and state.state in ("new", "failed"):
         return Outcome(member, "cancelled", None, why, None, None)
     score = runs.best_validation(member.dir)
     if score is not None:  # the file is a user's to edit: what goes on from here are numbers

@@ -147,14 +147,14 @@ def _asked(run: RunDir) -> tuple[int | None, int | None]:
 
 def read_sweep_row(folder: Path, known: dict[str, RunState]) -> SweepRow:
     """What is known of a sweep. `known`: states of runs that were read already, by folder."""
-    state = runs.state_of(RunDir(folder))
+    state = known.get(str(folder)) or runs.state_of(RunDir(folder))
     try:
         sweep = runs.read_sweep(folder)
     except (HpcaiError, *DAMAGED) as e:
         text = str(e) if isinstance(e, HpcaiError) else f"sweep={folder.name}: its members.json cannot be read."
         return SweepRow(Sweep(folder.name, "", folder, [], None, "sweep", []), RunState("unreadable", message=text), {})
     states = (known.get(m.run_dir) or runs.state_of(m.dir) for m in sweep.members)
-    counts = Counter(AS.get(s.state, s.state) for s in states)
+    counts = Counter("waiting" if not s.claimed and s.state == "pending" else AS.get(s.state, s.state) for s in states)
     return SweepRow(sweep, state, {word: counts[word] for word in COUNTED} | {"total": len(sweep.members)})
 
 
@@ -204,9 +204,9 @@ def look(runs_dir: Path, targets: Sequence[RunDir] | None = None) -> tuple[list[
         members = [m for folder in sweeps for m in members_of(folder)]
         chosen = {run.path: run for run in (*(t for t in targets if t.path not in sweeps), *members)}
         folders = [run for run in chosen.values() if runs.is_run(run.path)]
-    states = queued.states(folders)
+    states = queued.states([*folders, *map(RunDir, sweeps)])
     rows = [row for run in folders if (row := read_row(run, states[run.path]))]
-    known = {str(row.run.path): row.state for row in rows}
+    known = {str(path): state for path, state in states.items()}
     return rows, [read_sweep_row(folder, known) for folder in sweeps]
 
 

@@ -129,7 +129,7 @@ def prepare(run: RunDir, plan: JobPlan, config: Config, files: list[Input], froz
         rundir.write_json(run.environment, frozen.environment if frozen else environment())
         data = {"name": config.data.name, "source": config.data.source, "licence": config.data.licence}
         rundir.write_json(run.data, {**data, "files": [asdict(f) for f in files]})
-    rundir.write_bytes(run.config, _yaml(config))
+    write_config(run, config)
     if plan.executor == "slurm":
         from hpcai import script
 
@@ -149,22 +149,36 @@ def start(run: RunDir, plan: JobPlan, life: int, gpus: Sequence[int] = ()) -> An
     return job
 
 
-def send(run: RunDir, plan: JobPlan, config: Config, life: int) -> list[str]:
-    """Gives the run's script to Slurm, by submitit; returns the job's id, and those of the jobs that follow it in a chain.
+def chain(config: Config) -> int:
+    """How many jobs in a row."""
+    return config.cluster.chain or (CHAIN if config.cluster.facts.requeue is False else 1)
+
+
+def send(run: RunDir, plan: JobPlan, life: int, waves: Sequence[Sequence[str]], needs: Sequence[str] = ()) -> list[str]:
+    """Gives the script of a run, or of a sweep, to Slurm, by submitit; returns the ids of its jobs.
+
+    Args:
+        run: the folder with the script; its life gets the jobs.
+        plan: of one job.
+        life: taken before.
+        waves: what sbatch is told of each job (an array's tasks); each wave begins when those before it have ended.
+        needs: dependencies of the first wave, in sbatch's words.
 
     Raises: PlanError with the site's reason if it is refused: the life has then ended.
     """
     from hpcai import scheduler
 
     jobs: list[str] = []
-    facts = config.cluster.facts
     try:
         with _own_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
-            for _ in range(config.cluster.chain or (CHAIN if facts.requeue is False else 1)):
-                after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
-                executor = _slurm_executor(run, plan, after)
-                jobs.append(str(executor._submit_command(executor._submitit_command_str).job_id))
-                lease.give_to_job(run, life, jobs[0], jobs)
+            after = list(needs)
+            for wave in waves:
+                for words in wave:
+                    wait = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+                    executor = _slurm_executor(run, plan, [*words.split(), *wait])
+                    jobs.append(str(executor._submit_command(executor._submitit_command_str).job_id))
+                    lease.give_to_job(run, life, jobs[0], jobs)
+                after = [f"afterany:{':'.join(jobs[-len(wave) :])}"]
     except Exception as e:  # submitit's own; what sbatch said stands in its text
         why = scheduler.rejection(str(e), _asked_for(plan))
         job = None if jobs else scheduler.named(plan.run_id, str(run.script))
@@ -175,7 +189,8 @@ def send(run: RunDir, plan: JobPlan, config: Config, life: int) -> list[str]:
         if not jobs:
             lease.append(run, life, 0, "end", code=PlanError.code, message=why)
             raise PlanError(why) from e
-        print(f"warning: {len(jobs)} of the chain's jobs were submitted ({why})", file=sys.stderr)
+        asked = sum(len(wave) for wave in waves)
+        print(f"warning: {len(jobs)} of {asked} jobs were submitted, {', '.join(jobs)} ({why})", file=sys.stderr)
     return jobs
 
 
@@ -250,15 +265,18 @@ def ask_to_stop(run: RunDir, life: int, ranks: int) -> bool:
     """Sends one SIGTERM to the process that holds the ranks of a life, which forwards it; says whether it was sent.
 
     Not before every rank has begun: from its begin record on it answers with a checkpoint, before it SIGTERM would just end it.
-    A pid that another process has got since is left alone.
+    A pid that another process has got since is left alone. srun forwards no SIGTERM, it kills its ranks: those of this host are
+    told themselves, and agree with the others.
     """
     try:
         owner = rundir.read_json(lease.life_dir(run, life) / "owner.json")
-        begun = sum(any(r["event"] == "begin" for r in told) for told in lease.records(run, life).values())
-        if begun < ranks or not lease.is_here(owner):
+        begun = [next(r for r in told if r["event"] == "begin") for told in lease.outline(run, life).values() if told]
+        targets = [who for who in (begun if owner.get("kind") == "slurm" else [owner]) if lease.is_here(who)]
+        if len(begun) < ranks or not targets:
             return False
-        os.kill(int(owner["pid"]), signal.SIGTERM)
-    except (OSError, ValueError, KeyError, TypeError):  # gone meanwhile, or damaged
+        for who in targets:
+            os.kill(int(who["pid"]), signal.SIGTERM)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):  # gone meanwhile, or damaged
         return False
     return True
 
@@ -379,8 +397,9 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def _yaml(config: Config) -> bytes:
+def write_config(run: RunDir, config: Config) -> None:
+    """Writes config.yaml, whole or not at all."""
     import yaml
 
     text: str = yaml.safe_dump(config.to_plain(), sort_keys=False, allow_unicode=True)
-    return text.encode()
+    rundir.write_bytes(run.config, text.encode())

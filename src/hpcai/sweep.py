@@ -6,30 +6,27 @@ The sweep's folder holds members.json, results.json, the frozen code, and lives/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hpcai import lease, runs, search, standings, submit
-from hpcai.config import space
+from hpcai import lease, runs, standings, submit
 from hpcai.config.check import examine, with_faults_of_plan
 from hpcai.config.compose import Memory
 from hpcai.config.grid import Point, expand
 from hpcai.config.schema import Config
 from hpcai.driver import Driver, Options, Work, report
-from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, RunError, one_line
+from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, one_line
 from hpcai.plan import make_plan
 from hpcai.queue import ACTIVE, Entry, Source
 from hpcai.rundir import RunDir
-from hpcai.runs import Member, Sweep
+from hpcai.runs import Sweep
 from hpcai.standings import Outcome
 from hpcai.submit import Frozen
-from hpcai.trials import Trials
 
 GONE_ON = ("stopped", "failed", "lost")  # a run that began and can go on
 
@@ -54,7 +51,7 @@ def plan_members(words: list[str], options: Options) -> list[Entry]:
                 found = with_faults_of_plan(found, e.members)
         faults += found
     if not faults:
-        faults += [*_not_on_slurm(entries), *_twins(entries)]
+        faults += [*_apart(entries), *_twins(entries)]
     if faults:
         raise Faults(list({str(fault): fault for fault in faults}.values()))
     gathers = list(_gathers(entries, anew=options.anew))
@@ -71,14 +68,9 @@ def _chain(config: Config, point: Point, *, anew: bool) -> Iterator[Entry]:
         update: dict[str, Any] = {"job": job, "pipeline": []} | ({"from_run": first.plan.run_dir} if first else {})
         label = f"{job} {point.label}".strip() if len(jobs) > 1 else point.label
         group = f"{job} {point.group}".strip() if len(jobs) > 1 else point.group
-        entry = _entry(config.model_copy(update=update), label, group, needs, anew=anew)
+        entry = Entry.planned(config.model_copy(update=update), label, group, needs, anew=anew)
         yield entry
         first, needs = first or entry, (entry.plan.run_dir,)
-
-
-def _entry(config: Config, label: str, group: str, needs: tuple[str, ...], *, anew: bool) -> Entry:
-    plan, config, files = make_plan(config, anew=anew, pending=bool(needs))
-    return Entry(Member(plan.run_id, plan.run_dir, label, group, plan.job, needs), config, plan, files)
 
 
 def _depends(config: Config) -> list[RunDir]:
@@ -90,9 +82,16 @@ def _depends(config: Config) -> list[RunDir]:
     return [runs.find(name, Path(config.runs_dir), what="depends_on") for name in names]
 
 
-def _not_on_slurm(entries: Sequence[Entry]) -> Iterator[HpcaiError]:
-    for name in dict.fromkeys(e.config.cluster.name for e in entries if e.plan.executor == "slurm"):
-        yield PlanError(f"cluster={name}: many runs of one command are for cluster=local as yet. Send them one by one.")
+def _on_slurm(entries: Sequence[Entry]) -> bool:
+    return any(e.plan.executor == "slurm" for e in entries)
+
+
+def _apart(entries: Sequence[Entry]) -> Iterator[HpcaiError]:
+    """Members of a Slurm machine that cannot be sent together."""
+    if _on_slurm(entries):
+        from hpcai import arrays
+
+        yield from arrays.faults(entries)
 
 
 def _twins(entries: Sequence[Entry]) -> Iterator[HpcaiError]:
@@ -121,7 +120,7 @@ def _gathers(entries: Sequence[Entry], *, anew: bool) -> Iterator[Entry]:
             names = [e.plan.run_dir for e in folds]
             config = first.config.model_copy(update={"job": "gather", "from_run": names, "depends_on": None})
             label, group = (f"gather {_without_fold(text)}".strip() for text in (first.member.label, first.member.group))
-            yield _entry(config, label, group, tuple(names), anew=anew)
+            yield Entry.planned(config, label, group, tuple(names), anew=anew)
 
 
 def _as_fold(entry: Entry) -> Entry:
@@ -190,7 +189,7 @@ class Members(Work, Source):
     def _planned_anew(self, entry: Entry) -> Entry:
         """With what the runs that it needed have left: labels, image size, the model's digest."""
         then = entry.plan
-        plan, config, files = make_plan(entry.config)
+        plan, config, files = make_plan(entry.config, member=True)
         # The identity is that of the words as they were typed (`shipped:x`, a relative path); --anew's folder is not there yet.
         kept = replace(plan, run_id=then.run_id, run_dir=then.run_dir, identity=then.identity)
         return replace(entry, config=config, plan=kept, files=files)
@@ -255,10 +254,15 @@ def run_grid(words: list[str], options: Options) -> int:
     if options.dry_run:
         for e in entries:
             print(one_line(f"  {e.plan.run_id}  {states[e.plan.run_id]:<9}  {e.member.label or e.member.job}", 200))
+    options = replace(options, access=entries[0].config.runs_access)
+    if _on_slurm(entries):
+        from hpcai import arrays
+
+        return arrays.send(sweep, entries, options)
+    if options.dry_run:
         return 0
     if done == len(entries) and (sweep.path / "results.json").is_file():
         return report(sweep, standings.outcomes(sweep.members), options)
-    options = replace(options, access=entries[0].config.runs_access)
     return Driver(Members(sweep, list(entries)), options).run([e.plan.job for e in entries])
 
 
@@ -271,7 +275,7 @@ def _sweep(words: list[str], entries: Sequence[Entry], options: Options) -> Swee
     names = {e.config.name for e in entries}
     name = names.pop() if len(names) == 1 else "sweep"
     chained = any(e.member.needs and e.plan.job != "gather" for e in entries)
-    folder = sweep_folder(Path(entries[0].plan.run_dir).parent, name, [m.run_dir for m in members])
+    folder = runs.sweep_folder(Path(entries[0].plan.run_dir).parent, name, [m.run_dir for m in members])
     where = str(options.config_dir.absolute()) if options.config_dir else None
     sweep = Sweep(folder.name, name, folder, words, where, "pipeline" if chained else "sweep", members, cwd=str(Path.cwd()))
     if runs.is_sweep(folder):
@@ -281,12 +285,6 @@ def _sweep(words: list[str], entries: Sequence[Entry], options: Options) -> Swee
     return sweep
 
 
-def sweep_folder(runs_dir: Path, name: str, identity: object) -> Path:
-    """Where a sweep of this identity lies."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return runs_dir / runs.SWEEPS / f"{name}-{digest[:8]}"
-
-
 def _describe(sweep: Sweep, entries: Sequence[Entry], done: int) -> str:
     jobs = {job: sum(m.job == job for m in sweep.members) for job in dict.fromkeys(m.job for m in sweep.members)}
     said = ", ".join(f"{n} {job}" for job, n in jobs.items())
@@ -294,107 +292,3 @@ def _describe(sweep: Sweep, entries: Sequence[Entry], done: int) -> str:
     finished = f", {done} finished" if done else ""
     parts = [f"plan  {sweep.id}", f"{many}{finished}", f"folder: {sweep.path}"]
     return one_line("  ".join(parts), 1000)
-
-
-# --- a search
-
-
-def run_search(words: list[str], spec: str, options: Options) -> int:
-    """`-m --search trials=N`: as many trials at once as fit, each asked for when there is room for it.
-
-    Raises: Faults before anything starts; OwnedError if another driver has the search.
-    """
-    settings = search.parse_options(spec)
-    if options.anew:
-        raise ConfigError("--anew: a search goes on with its own runs. Another name=NAME, or seed after --search, is another.")
-    if why := search.missing():
-        raise ConfigError(why)
-    fixed, dimensions = space.split(words, options.config_dir)
-    memory = Memory()
-
-    def make(more: list[str], label: str) -> Entry:
-        config, faults = examine([*fixed, *more], options.config_dir, memory)
-        if faults or config is None:
-            raise Faults(faults)
-        return _entry(config, label, label, (), anew=False)
-
-    example = dimensions.words(dimensions.example())
-    config, faults = examine([*fixed, *example], options.config_dir, memory)
-    if config is not None:
-        faults += [ConfigError(line) for line in _unsearchable(config, dimensions)]
-    if faults:
-        raise Faults(faults)
-    if config is not None and config.cluster.executor == "slurm":
-        raise PlanError(f"cluster={config.cluster.name}: a search is for cluster=local as yet. Send runs one by one.")
-    first = make(example, "")  # what is wrong with the machine or the data is said before anything begins
-    settled = {"words": sorted(fixed), "space": dimensions.to_json(), **asdict(settings), "trials": None}
-    folder = sweep_folder(Path(first.plan.run_dir).parent, first.config.name, settled)
-    known: list[Member] = []
-    with suppress(PlanError):  # a damaged list is made anew from the journal
-        known = runs.read_sweep(folder).members if runs.is_sweep(folder) else []
-    where = str(options.config_dir.absolute()) if options.config_dir else None
-    sweep = Sweep(folder.name, first.config.name, folder, words, where, "search", known, asdict(settings), str(Path.cwd()))
-    print(
-        one_line(f"plan  {sweep.id}  search: {settings.trials} trials, {len(known)} begun  folder: {folder}", 1000), flush=True
-    )
-    if options.dry_run:
-        print(f"  such as: {one_line(' '.join(example), 200)}")
-        return 0
-    work = Hunt(sweep, dimensions, settings, make)
-    options = replace(options, total=settings.trials, access=first.config.runs_access)
-    code = Driver(work, options).run([first.plan.job])
-    if work.trials is None:  # another process drives
-        return code
-    for line in work.trials.faults:
-        print(line, file=sys.stderr)
-    if best := work.trials.search.best():
-        print(one_line(f"best: {' '.join(best.words)}  (one seed; try it with -m seed=0,1,2)", 500))
-    return code or (RunError.code if work.trials.faults else 0)
-
-
-@dataclass
-class Hunt(Work):
-    """A search as the driver sees it; its journal is opened when the sweep is ours."""
-
-    sweep: Sweep
-    dimensions: space.Space
-    settings: search.Options
-    make: Callable[[list[str], str], Entry]
-    trials: Trials | None = None
-
-    def open(self) -> Trials:
-        """The trials that are left, and new ones."""
-        found = search.Search.open(self.sweep.path, self.dimensions, self.settings, maximize=True)
-        runs_dir, label = self.sweep.path.parent.parent, self.dimensions.label
-        begun = {t.run_id: label(t.values) for t in reversed(found.trials()) if t.run_id}
-        self._note([Member(name, str(runs_dir / name), said, said, "train") for name, said in reversed(begun.items())])
-        self.trials = Trials(found, self.make, self._note, self.sweep.members)
-        return self.trials
-
-    def _note(self, members: list[Member]) -> None:
-        self.sweep = replace(self.sweep, members=members)
-        runs.write_sweep(self.sweep)
-
-    def outcomes(self) -> list[Outcome]:
-        """What became of each; one that was stopped because it fell behind is no fault."""
-        assert self.trials is not None
-        pruned = {t.run_id for t in self.trials.search.trials() if t.state == "pruned"}
-        return [
-            replace(o, state="pruned", code=0) if o.member.run_id in pruned and o.state == "stopped" else o
-            for o in standings.outcomes(self.sweep.members)
-        ]
-
-
-def _unsearchable(config: Config, dimensions: space.Space) -> Iterator[str]:
-    """What a search cannot vary: it compares trainings on one validation set."""
-    for key in dimensions.dimensions:
-        if key.lstrip("+").startswith("data.split."):
-            yield f"{key}: a search judges every trial by the same validation cases. Leave it out."
-    if config.job != "train":
-        yield f"job={config.job}: a search compares trainings by their validation. Leave it out."
-    if config.pipeline:
-        yield "pipeline: a search trains alone. Leave it out, and run it with the best values."
-    if config.task.select != "auc":
-        yield f"task.select={config.task.select}: a search compares validation AUC. Leave it out."
-    if config.depends_on:
-        yield "depends_on: a search waits for nothing. Leave it out."

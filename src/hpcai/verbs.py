@@ -223,7 +223,9 @@ def _resume_run(run: RunDir, options: argparse.Namespace) -> int:
     today, config, files = plan.make_plan(config)
     if (then.job, config.name) != (today.job, then.run_id.rpartition("-")[0]):
         raise PlanError(f"{shown(run)}: its config.yaml is another run's. Put its own back, or start a new run by its command.")
-    kept = replace(today, run_id=then.run_id, run_dir=str(run.path), identity=then.identity)
+    # One that shared a node has so many threads: with others it would go on with other bits.
+    threads = then.threads if (then.slurm or {}).get("per_node") else today.threads
+    kept = replace(today, run_id=then.run_id, run_dir=str(run.path), identity=then.identity, threads=threads)
     flags, _ = launcher.parse(["--no-wait"] if options.no_wait else [])
     return launcher.launch(flags, kept, config, files)
 

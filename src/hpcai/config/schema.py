@@ -194,6 +194,18 @@ class Cluster(Group):
     facts: Facts = key(Facts(), "what the machine is and allows: read from its file")
 
 
+class Many(Group):
+    """How the runs of one command share Slurm's jobs; in submitit's words."""
+
+    per_node: int | None = key(
+        None, "members side by side in one job; null: what a whole node has room for (GPUs, cores), 1 where jobs share nodes",
+        ge=1, le=1024,
+    )  # fmt: skip
+    array_parallelism: int | None = key(
+        None, "jobs of one sweep that may run at the same time; null: no limit", ge=1, le=100_000
+    )
+
+
 class Container(Group):
     """An image in which the ranks run, on Slurm; the batch script itself and what it asks of Slurm stay outside."""
 
@@ -245,6 +257,7 @@ class Config(Group):
     trainer: Trainer = key(Trainer(), "the loop")
     resources: Resources = key(Resources(), "what the run asks of the machine", changes_result=False)
     cluster: Cluster = key(..., "the machine", changes_result=False)
+    sweep: Many = key(Many(), "how many runs of one command share a machine", changes_result=False)
     container: Container = key(Container(), "an image in which the ranks run", changes_result=False)
     tracking: Tracking = key(Tracking(), "where its metrics are shown besides its files", changes_result=False)
 

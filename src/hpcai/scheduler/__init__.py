@@ -4,7 +4,7 @@
     gone                                 squeue answered, and does not have it as active: the one way to call a job over
     reason_words, cause, cause_words     why it waits, why it ended, and what to do
     cancel, requeue                      the two orders that are given
-    unavailable, submit_env, rejection   what goes round sbatch, which submitit calls
+    submitted, unavailable, submit_env, rejection   what goes round sbatch, which submitit calls
 
 Standard library only.
 """
@@ -20,6 +20,7 @@ from hpcai.scheduler.ask import look as look
 from hpcai.scheduler.ask import named as named
 from hpcai.scheduler.ask import requeue as requeue
 from hpcai.scheduler.ask import submit_env as submit_env
+from hpcai.scheduler.ask import submitted as submitted
 from hpcai.scheduler.ask import unavailable as unavailable
 from hpcai.scheduler.words import Cause as Cause
 from hpcai.scheduler.words import cause as cause

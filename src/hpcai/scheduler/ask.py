@@ -142,7 +142,14 @@ def named(name: str, script: str, patience_s: float = PATIENCE_S) -> str | None:
     """This user's job of that name and script that waits or runs: its id; None if there is none, or squeue did not answer."""
     said = _ask(["squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--format=%i %o"], patience_s)
     rows = [line.partition(" ") for line in said.out.splitlines()] if said.code == 0 else []
-    return next((id for id, _, command in rows if command == script and ID.fullmatch(id)), None)
+    found = (m["job"] for id, _, command in rows if command == script and (m := ID.fullmatch(id)))
+    return next(found, None)
+
+
+def submitted(patience_s: float = PATIENCE_S) -> int:
+    """How many jobs this user has in the queue, array tasks counted; 0 where squeue does not answer."""
+    said = _ask(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i"], patience_s)
+    return len(said.out.splitlines()) if said.code == 0 else 0
 
 
 def gone(answer: Answer, id: str) -> bool:
@@ -298,15 +305,17 @@ def _gb(text: str) -> float | None:
 # ---- orders
 
 
-def cancel(ids: Iterable[str], *, signal: str | None = None, patience_s: float = PATIENCE_S) -> str:
+def cancel(ids: Iterable[str], *, signal: str | None = None, waiting: bool = False, patience_s: float = PATIENCE_S) -> str:
     """scancel; returns why it did not work, or nothing. Jobs that have ended, or never were, are no fault.
 
     `signal`: "TERM", "USR2": to the ranks of running jobs, not to the batch script. scancel hangs on a waiting job: look first.
+    `waiting`: of an array those tasks alone that wait.
     """
     known = sorted({id for id in map(str, ids) if ID.fullmatch(id)})
     if not known:
         return ""
-    said = _ask(["scancel", *([f"--signal={signal}"] if signal else []), *known], patience_s)
+    options = [f"--signal={signal}"] * bool(signal) + ["--state=PENDING"] * waiting
+    said = _ask(["scancel", *options, *known], patience_s)
     harmless = ("Invalid job id specified", "already completed", "Job/step already completing")
     complaints = [line for line in said.err.splitlines() if line.strip() and not any(word in line for word in harmless)]
     return "" if said.code == 0 or (said.code is not None and said.err and not complaints) else said.why

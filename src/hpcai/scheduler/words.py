@@ -183,7 +183,9 @@ def _notice(log: str) -> str:
 
 def _cancelled(job: Job) -> Cause:
     if not job.cancelled_by:
-        return Cause("cancelled", "cancelled" + (f" ({job.reason})" if job.reason else ""), GOES_ON, False)
+        why = f" ({job.reason})" if job.reason else ""
+        needed = ": a run that it needed did not end well" if job.reason == "DependencyNeverSatisfied" else ""
+        return Cause("cancelled", f"cancelled{needed}{why}", GOES_ON, False)
     uid = int(job.cancelled_by)
     if uid == os.getuid():
         return Cause("cancelled", "cancelled by you", GOES_ON, False)

@@ -1,0 +1,198 @@
+"""`python -m hpcai.pack SWEEP_DIR SECONDS`: what a job of a sweep runs, in its batch script, which has run for SECONDS.
+
+    members that no job has taken -> claim -> srun --exact ... python -m hpcai.worker RUN -> records -> the next
+
+All jobs of a sweep share its members; a claim is a file that is made once. Those that this job's time has stopped wait for its
+next start, or for another job. The one that finds all ended writes the sweep's end. Light: nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hpcai import hunt, lease, requeue, rundir, runs, scheduler, script, standings, submit, watch
+from hpcai.errors import HpcaiError, RunError
+from hpcai.lease import RunState
+from hpcai.output import steady
+from hpcai.plan import JobPlan
+from hpcai.pool import VANISHED, Job, Pool, TrialPool, code_of, name_of, read_job
+from hpcai.queue import ACTIVE, Entry, Queue, Running, Share, Slots
+from hpcai.rundir import RunDir
+from hpcai.submit import Frozen
+
+# --- starting one
+
+
+class Steps:
+    """Starts members as steps of this job, and knows which of them have ended."""
+
+    def __init__(self, job: Job, pool: Pool, frozen: Frozen) -> None:
+        self.job, self.pool, self.frozen = job, pool, frozen
+        self._steps: dict[str, subprocess.Popen[bytes]] = {}  # by run_dir
+
+    def start(self, entry: Entry, share: Share) -> int:
+        """Its new life. What a step holds of the node is Slurm's to choose.
+
+        Raises: OwnedError if another job was faster; Faults if it cannot go on as it began; OSError for a full disk.
+        """
+        run, plan = entry.dir, entry.plan
+        life = self._claim(run, plan)
+        if entry.member.needs or not run.plan.is_file():
+            submit.prepare(run, plan, entry.config, entry.files, self.frozen)
+        run.submitit.mkdir(exist_ok=True)
+        log = f"{self.job.id}-{life}"
+        python = entry.config.cluster.python or sys.executable
+        words = script.step(plan, entry.config, str(run.path), python, beside=log)
+        env = {**os.environ, "HPCAI_LIFE": str(life), "PYTHONPATH": submit.pythonpath(run.code)}
+        with submit.apart(run.submitit / f"{log}_srun.log"):
+            process = subprocess.Popen(words, env=env)
+        self._steps[plan.run_dir] = process
+        lease.hand_over(run, life, process.pid)
+        self.pool.began[plan.run_dir] = time.monotonic()
+        self.job.say(f"{name_of(entry.member)} starts, life {life}")
+        return life
+
+    def _claim(self, run: RunDir, plan: JobPlan) -> int:
+        """The life that waits for a job, or the one after those that have ended."""
+        life = lease.last_life(run)
+        owner = lease.read_owner(run, life)
+        if (
+            "sweep" in owner
+            and owner.get("job") is None
+            and lease.is_untouched(run, life)
+            and lease.claim(run, life, self.job.start)
+        ):
+            lease.give_to_job(run, life, self.job.id)
+            return life
+        holder = lease.claimed_by(run, life).partition(" ")[0]
+        over = life if holder == self.job.id or ("sweep" in owner and holder.partition("_")[0] not in self.job.arrays) else 0
+        where = owner.get("sweep") or os.path.relpath(self.job.sweep.path, run.path.parent)
+        restart = int(self.job.start.partition(" ")[2])
+        life = lease.take(run, plan.ranks, over=over, kind="slurm", job=self.job.id, restart=restart, sweep=where)
+        lease.claim(run, life, self.job.start)
+        return life
+
+    def reap(self) -> None:
+        """Waits for steps that have ended."""
+        for process in self._steps.values():
+            process.poll()
+
+    def state(self, entry: Entry) -> RunState:
+        """By its records; where its step has ended without them, no rank lives whatever they say."""
+        process = self._steps.get(entry.plan.run_dir)
+        over = process is not None and process.poll() is not None
+        state = runs.state_of(entry.dir)
+        if process is None or not over or state.state not in ACTIVE:
+            return state
+        life = lease.last_life(entry.dir)
+        told = lease.outline(entry.dir, life)
+        began, code = any(r["event"] == "begin" for rank in told.values() for r in rank), process.returncode
+        if not began and 0 <= code < 128:  # time does not cure it; a signal's end it may
+            where = f"{entry.dir.submitit.name}/{self.job.id}-{life}*"
+            why = f"run={entry.plan.run_id}: its step ended with {code} before any rank began. See {where}."
+            lease.give_up(entry.dir, life, why)
+            return runs.state_of(entry.dir)
+        return replace(state, state="lost", code=RunError.code, message=VANISHED)
+
+
+# --- the whole job
+
+
+def main(argv: list[str]) -> int:
+    """Runs members to the end of them, or of its time; returns the lowest code of those that failed here."""
+    if len(argv) != 2 or not argv[1].isdigit():
+        print("usage: python -m hpcai.pack SWEEP_DIR SECONDS", file=sys.stderr)
+        return 2
+    asked = watch.listen()
+    try:
+        job = read_job(Path(argv[0]).absolute(), float(argv[1]))
+        rundir.guard(job.config.runs_access)
+        frozen = Frozen(job.sweep.dir.code, rundir.read_json(job.sweep.dir.environment))
+        if lease.read_state(job.sweep.dir).state not in ACTIVE:
+            job.say("all runs have ended.")
+            return 0
+        job.begun.mkdir(exist_ok=True)
+        (job.begun / job.id).touch()
+        pool = _pool(job)
+        _drive(job, pool, frozen, asked)
+        _finish(job, pool, asked)
+    except (HpcaiError, *runs.DAMAGED) as e:
+        lines = (
+            e.lines
+            if isinstance(e, HpcaiError)
+            else [f"sweep={Path(argv[0]).name}: {type(e).__name__}: its folder is damaged."]
+        )
+        print("\n".join(lines), file=sys.stderr)
+        return code_of(e)
+    return min(pool.failed, default=0)
+
+
+def _pool(job: Job) -> Pool:
+    if job.sweep.kind != "search":
+        return Pool(job, list(job.sweep.members))
+    return TrialPool(job, [], hunt=hunt.of_sweep(job.sweep))
+
+
+def _drive(job: Job, pool: Pool, frozen: Frozen, asked: list[int]) -> None:
+    steps = Steps(job, pool, frozen)
+
+    def look(running: Sequence[Running]) -> None:
+        if not asked and job.is_cancelled:
+            asked.append(signal.SIGTERM)
+
+    gpus = job.config.resources.gpus_per_node * job.beside
+    again = True
+    while again and not asked:
+        slots = Slots(job.cores * job.beside, float("inf"), list(range(gpus)))
+        Queue(pool, slots, steps, look, shared=steps.state).drive(asked)
+        pool.looked = 0.0
+        again = pool.next() is not None  # what another job's last word has made ready meanwhile
+        pool.looked = 0.0
+
+
+def _finish(job: Job, pool: Pool, asked: Sequence[int]) -> None:
+    """The sweep's end, if this was the last; or the next start of this job, if members are left that no other job will take."""
+    ready, cancelled = pool.startable(), job.is_cancelled
+    if pool.is_over() or (cancelled and not any(runs.state_of(m.dir).state in ACTIVE for m in pool.members())):
+        conclude(job, pool, cancelled=cancelled)
+        return
+    waiting = max(0, job.jobs - sum(1 for _ in job.begun.iterdir())) * job.beside  # places in jobs that have not begun
+    if asked or cancelled or ready <= waiting:
+        return
+    job.say(f"{ready} runs are left, and no time for them.")
+    if job.config.cluster.facts.requeue is False:
+        job.say(f"this site queues no job again: hpcai resume {job.sweep.id} goes on.")
+    elif why := scheduler.requeue(job.id, requeue.PATIENCE_S):
+        job.say(f"could not be queued again ({why}). hpcai resume {job.sweep.id} goes on.")
+
+
+def conclude(job: Job, pool: Pool, *, cancelled: bool) -> None:
+    """results.json and the sweep's end record; jobs that wait have nothing left to do. Two at once say the same."""
+    outcomes = pool.outcomes()
+    sweep = replace(job.sweep, members=pool.members())
+    standings.write_results(sweep, outcomes)
+    owner = lease.read_owner(sweep.dir, job.life)
+    code, bad = standings.exit_code(outcomes), standings.fault_lines(outcomes)
+    message = f"{len(bad)} of {len(outcomes)} did not end well. hpcai report {sweep.id} names them." if bad else ""
+    if cancelled:
+        code, message = 128 + signal.SIGTERM, "cancelled. The same command goes on."
+    try:
+        if owner.get("junit"):
+            standings.write_junit(Path(owner["junit"]), sweep.id, outcomes)
+    finally:
+        lease.append(sweep.dir, job.life, 0, "end", code=code, message=message)
+    job.say("cancelled." if cancelled else f"all {len(outcomes)} runs have ended.")
+    if job.jobs > 1:
+        scheduler.cancel(job.arrays, waiting=True)
+
+
+if __name__ == "__main__":
+    steady()
+    sys.exit(main(sys.argv[1:]))

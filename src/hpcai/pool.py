@@ -1,0 +1,344 @@
+"""The members of a sweep as the source of the queue of each of its jobs.   records of all -> which may start here -> Entry
+
+Every job of a sweep reads the same records. What one job has taken, it ends: its members wait for its next start where its time
+was over. Those that it stopped may go on in another job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from hpcai import lease, queued, requeue, runs, scheduler, script, standings
+from hpcai.config.schema import Config
+from hpcai.context import current_job, this_start
+from hpcai.errors import HpcaiError, PlanError, RunError, one_line
+from hpcai.hunt import Hunt
+from hpcai.lease import RunState
+from hpcai.plan import make_plan, read_config, read_plan
+from hpcai.queue import ACTIVE, Entry, Source
+from hpcai.rundir import RunDir
+from hpcai.runs import Member, Sweep
+from hpcai.search import Trial
+from hpcai.standings import Outcome
+from hpcai.trials import Trials
+
+LOOK_S = 2.0  # the members' records are read again so often, where none of ours has ended
+Verdict = Literal["go", "wait", "over"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """This start of this job. `told_at`: when its members are told that their time ends, in seconds of the epoch.
+
+    Attributes:
+        sweep: whose members it shares.
+        life: the sweep's; `arrays`: the jobs that have it, of `jobs` tasks together.
+        id: as squeue names it; `start`: which start of it.
+        beside: members side by side, of so many cores each.
+        config: of one of them: all have the same resources.
+    """
+
+    sweep: Sweep
+    life: int
+    arrays: tuple[str, ...]
+    id: str
+    start: str
+    beside: int
+    cores: int
+    jobs: int
+    config: Config
+    told_at: float
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Somebody has cancelled the whole sweep."""
+        return lease.is_cancelled(self.sweep.dir, self.life)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that a member would have before it is told to end."""
+        return self.told_at - time.time()
+
+    @property
+    def begun(self) -> Path:
+        """One file for each job of the sweep that has begun."""
+        return lease.life_dir(self.sweep.dir, self.life) / "jobs"
+
+    def say(self, words: str) -> None:
+        """A line of the batch log."""
+        print(one_line(f"hpcai: {words}", 400), flush=True)
+
+
+def read_job(folder: Path, elapsed_s: float) -> Job:
+    """The job that this process belongs to: one of those that have the sweep, or where they are gone one that was sent by hand.
+
+    Raises: PlanError outside of Slurm; OwnedError if other jobs have the sweep.
+    """
+    sweep, id = runs.read_sweep(folder), current_job(os.environ)
+    if id is None:
+        raise PlanError(f"sweep={sweep.id}: this is no job of Slurm. Type hpcai resume {sweep.id} on a login node.")
+    life = lease.last_life(sweep.dir)
+    owner, array = lease.read_owner(sweep.dir, life), id.partition("_")[0]
+    arrays = tuple(owner.get("chain") or [owner.get("job") or array])
+    if array not in arrays:
+        answer = scheduler.look(arrays, history=False)
+        over = life if all(scheduler.gone(answer, other) for other in arrays) else 0
+        kept = {name: owner[name] for name in ("per_node", "threads", "junit")}
+        life = lease.take(sweep.dir, 1, over=over, kind="slurm", job=array, restart=0, jobs=1, **kept)
+        arrays = (array,)
+    lease.give_to_job(sweep.dir, life, array)  # the submitter was killed before it could
+    owner, config = lease.read_owner(sweep.dir, life), read_config(sweep.dir)
+    asked = config.resources
+    told_at = time.time() - elapsed_s + asked.timeout_min * 60 - script.lead_s(asked.timeout_min)
+    start, beside, jobs = this_start(os.environ), int(owner["per_node"]), int(owner["jobs"])
+    cores = asked.nodes * asked.tasks_per_node * int(owner["threads"])
+    return Job(sweep, life, arrays, id, start, beside, cores, jobs, config, told_at)
+
+
+# --- the members as the queue's source
+
+
+@dataclass
+class Pool(Source):
+    """The members that no job has ended yet, in their order."""
+
+    job: Job
+    left: list[Member]
+    over: dict[str, RunState] = field(default_factory=dict)  # by run_dir: they have ended, and do not come again
+    took: dict[str, float] = field(default_factory=dict)  # by verb: the longest that a member has taken here
+    began: dict[str, float] = field(default_factory=dict)
+    failed: list[int] = field(default_factory=list)  # codes of those that failed here
+    looked: float = 0.0
+    told: bool = False  # Slurm says that this start ends, which it does once, up to a minute early
+
+    def next(self) -> Entry | None:
+        """The first that may start; those that never will are cancelled on the way."""
+        if self.rests():
+            return None
+        for member in self.ready():
+            try:
+                entry = _entry(member)
+            except (HpcaiError, *runs.DAMAGED) as e:
+                self._refuse(member, e.lines[0] if isinstance(e, HpcaiError) else "its folder is damaged.", code_of(e))
+                continue
+            if self.has_time(entry.plan.job):
+                return entry
+        self.looked = time.monotonic()
+        return None
+
+    def rests(self) -> bool:
+        """Nothing is to be started, or was there to be a moment ago."""
+        return self.told or time.monotonic() - self.looked < LOOK_S or self.job.is_cancelled
+
+    def has_time(self, verb: str) -> bool:
+        """As much as the longest of its kind took here; where none has ended yet, a tenth of the whole."""
+        return self.job.left_s > self.took.get(verb, self.job.config.resources.timeout_min * 6)
+
+    def startable(self) -> int:
+        """How many could start now, whatever time is left."""
+        return len(list(self.ready()))
+
+    def is_over(self) -> bool:
+        """All have ended, and none comes again."""
+        return not self.left
+
+    def members(self) -> list[Member]:
+        """Of the whole sweep."""
+        return self.job.sweep.members
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of each."""
+        return standings.outcomes(self.members())
+
+    def ready(self) -> Iterator[Member]:
+        """Those that could start now, whatever time is left."""
+        for member in list(self.left):
+            state, verdict = self._verdict(member)
+            if verdict == "over":
+                self.left.remove(member)
+                self.over[member.run_dir] = state
+            elif verdict == "go":
+                if not (why := self._blocked(member)):
+                    yield member
+                elif why != "wait":
+                    self._refuse(member, why, PlanError.code)
+
+    def _verdict(self, member: Member) -> tuple[RunState, Verdict]:
+        run, state = member.dir, runs.state_of(member.dir)
+        if state.state in ("completed", "failed", "unreadable"):
+            return state, "over"
+        if lease.is_cancelled(run, state.life):
+            return state, "wait" if state.state in ACTIVE else "over"
+        if state.state == "new" or not state.claimed:
+            return state, "go" if state.state in ("new", "pending") else "wait"
+        who = lease.claimed_by(run, state.life)
+        holder = who.partition(" ")[0]
+        mine = holder == self.job.id or bool(holder and state.sweep and holder.partition("_")[0] not in self.job.arrays)
+        if mine and (who != self.job.start or state.state not in ACTIVE):  # of an earlier start, or of jobs that are gone
+            state = state if state.state == "stopped" else replace(state, state="lost", code=5, message=VANISHED)
+        if state.state == "stopped" or (state.state == "lost" and mine):
+            return self._again(member, state)
+        return state, "wait"  # it runs, or its own job comes again
+
+    def _again(self, member: Member, state: RunState) -> tuple[RunState, Verdict]:
+        """What stopped, or vanished from this job: by the rules of runs that have a job of their own."""
+        if state.state == "stopped" and state.code == 128 + signal.SIGTERM:  # preempted, or its job was ended
+            return state, "go"
+        log = queued.last_words(member.dir.path, f"{self.job.id}-{state.life}")
+        lost = scheduler.cause(None, log) if state.state == "lost" else None
+        verdict = requeue.judge(state, requeue.steps_by_life(member.dir), lost)
+        if verdict == "again":
+            return state, "go"
+        if verdict:
+            lease.give_up(member.dir, state.life, f"run={member.run_id}: {verdict}")
+        return runs.state_of(member.dir), "over"
+
+    def _blocked(self, member: Member) -> str:
+        """Empty if it can start, `wait`, or why it never will."""
+        waits = {m.run_dir for m in self.left}
+        for need in member.needs:
+            state = self.over.get(need) or runs.state_of(RunDir(Path(need)))
+            if state.state == "completed":
+                continue
+            if need in waits or state.state in ACTIVE:
+                return "wait"
+            word = {"new": "never began", "lost": "was lost", "stopped": "was stopped"}.get(state.state, state.state)
+            return f"{lease.CANCELLED}needs {Path(need).name}, which {word}."
+        return ""
+
+    def _refuse(self, member: Member, why: str, code: int) -> None:
+        """It will not start: said in its own records."""
+        run, life = member.dir, lease.last_life(member.dir)
+        with contextlib.suppress(OSError):
+            if life and (lease.claim(run, life, self.job.start) or lease.claimed_by(run, life) == self.job.start):
+                lease.give_up(run, life, why, code)
+        self.left.remove(member)
+        self.over[member.run_dir] = RunState("failed", life, code, why)
+        self.failed.append(code)
+        self.job.say(f"{name_of(member)} does not start: {why}")
+
+    def ended(self, entry: Entry, state: RunState) -> None:
+        """Noted; what could not even start gets an end."""
+        member, key = entry.member, entry.plan.run_dir
+        self.looked = 0.0
+        self.told |= state.code == 128 + signal.SIGUSR2
+        if key in self.began:
+            self.took[entry.plan.job] = max(self.took.get(entry.plan.job, 0.0), time.monotonic() - self.began.pop(key))
+            self.job.say(f"{name_of(member)} {state.state}{f': {state.message}' if state.message else ''}")
+            self.failed += [state.code or 1] if state.state in ("failed", "lost") else []
+        elif member in self.left:
+            self._refuse(member, state.message, state.code or RunError.code)
+
+    def prune(self, running: Sequence[Entry]) -> Sequence[Entry]:
+        """Those that somebody has cancelled."""
+        return [entry for entry in running if lease.is_cancelled(entry.dir, lease.last_life(entry.dir))]
+
+    def waiting(self) -> bool:
+        """A node is not held for a run of another job: that one takes what waits for it."""
+        return False
+
+
+VANISHED = "a rank vanished without a word."
+
+
+def name_of(member: Member) -> str:
+    """As the batch log names it."""
+    return one_line(f"{member.run_id} ({member.label})" if member.label else member.run_id, 200)
+
+
+def _entry(member: Member) -> Entry:
+    """A member, as it was prepared; one that needed runs with what they have left: labels, image size, the model's digest."""
+    then, config = read_plan(member.dir), read_config(member.dir)
+    if not member.needs:
+        return Entry(member, config, then, [])
+    plan, config, files = make_plan(config, member=True)
+    kept = replace(plan, run_id=then.run_id, run_dir=str(member.dir.path), identity=then.identity)
+    return Entry(member, config, kept, files)
+
+
+def code_of(e: BaseException) -> int:
+    """Of what stopped it."""
+    return e.code if isinstance(e, HpcaiError) else RunError.code
+
+
+@dataclass
+class TrialPool(Pool):
+    """The trials of a search, each asked of the journal that all its jobs write."""
+
+    hunt: Hunt | None = None
+    again: list[Entry] = field(default_factory=list)  # whose ranks vanished here
+
+    def next(self) -> Entry | None:
+        """One that is to go on, or a new one."""
+        if self.rests() or not self.has_time("train"):
+            return None
+        entry = self.again.pop(0) if self.again else self.trials.next()
+        while entry is not None and not self._is_free(entry.dir):
+            entry = self.trials.next()
+        if entry is None:
+            self.looked = time.monotonic()
+        return entry
+
+    @property
+    def trials(self) -> Trials:
+        """Those of the hunt."""
+        assert self.hunt is not None
+        return self.hunt.trials or self.hunt.open()
+
+    def _is_free(self, run: RunDir) -> bool:
+        """Not another job's at this moment."""
+        state = runs.state_of(run)
+        return state.state not in ACTIVE or lease.claimed_by(run, state.life).partition(" ")[0] == self.job.id
+
+    def startable(self) -> int:
+        """New ones, and those that this job has begun."""
+        known = self.trials.search.trials()
+        begun = [self.hunt_dir(t) for t in known if t.state == "open" and t.run_id]
+        return max(0, self.trials.search.options.trials - len(known)) + sum(self._mine(run) for run in begun)
+
+    def hunt_dir(self, trial: Trial) -> RunDir:
+        """The run of a trial."""
+        return RunDir(self.job.sweep.path.parent.parent / str(trial.run_id))
+
+    def _mine(self, run: RunDir) -> bool:
+        life = lease.last_life(run)
+        return lease.claimed_by(run, life).partition(" ")[0] == self.job.id and not lease.is_cancelled(run, life)
+
+    def is_over(self) -> bool:
+        """All were handed out and told, but for those that somebody cancelled."""
+        known = self.trials.search.trials()
+        left = [self.hunt_dir(t) for t in known if t.state == "open"]
+        return len(known) >= self.trials.search.options.trials and all(lease.is_cancelled(r, lease.last_life(r)) for r in left)
+
+    def ended(self, entry: Entry, state: RunState) -> None:
+        """Told, but for one whose ranks vanished, if it may come again."""
+        began = entry.plan.run_dir in self.began
+        super().ended(entry, state)
+        if began and state.state == "lost":
+            state, verdict = self._again(entry.member, state)
+            if verdict == "go":
+                self.again.append(entry)
+                return
+        self.trials.ended(entry, state)
+
+    def prune(self, running: Sequence[Entry]) -> Sequence[Entry]:
+        """Those that fall behind, and those that somebody has cancelled."""
+        return [*self.trials.prune(running), *super().prune(running)]
+
+    def members(self) -> list[Member]:
+        """Those that were begun."""
+        assert self.hunt is not None
+        return self.hunt.members
+
+    def outcomes(self) -> list[Outcome]:
+        """As the search tells them."""
+        assert self.hunt is not None
+        self.hunt.open()
+        return self.hunt.outcomes()
