@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hpcai.config.schema import Config
 from hpcai.driver import Options, report
 from hpcai.errors import Faults, HpcaiError, OwnedError, PlanError, one_line
 from hpcai.lease import RunState
+from hpcai.plan import JobPlan
 from hpcai.queue import ACTIVE, Entry
 from hpcai.rundir import RunDir
 from hpcai.runs import Sweep
@@ -89,7 +90,7 @@ def send(sweep: Sweep, entries: Sequence[Entry], options: Options) -> int:
     def prepare(frozen: Frozen) -> Iterator[tuple[RunDir, int]]:
         """The members' folders, with a life each that waits for a job."""
         for entry in todo:
-            run, plan = entry.dir, entry.plan
+            run, plan = entry.dir, shared_by(entry.plan, min(len(todo), beside_of(entry.plan)))
             where = os.path.relpath(sweep.path, run.path.parent)
             over = states[run.path].life
             yield run, lease.take(run, plan.ranks, over=over, kind="slurm", job=None, restart=0, sweep=where)
@@ -129,7 +130,7 @@ def _send(
 ) -> int:
     """Jobs for so many members, of which `first` is one; `over`: the sweep's life that has ended."""
     config = first.config
-    beside = min(members, int((first.plan.slurm or {})["per_node"]))
+    beside = min(members, beside_of(first.plan))
     jobs = jobs_for(config, members, beside, 0 if options.dry_run else scheduler.submitted())
     job = script.job_of(first.plan, beside, sweep.id, str(sweep.path))
     text = script.text(job, config, script.Shared(max(members, len(sweep.members)), jobs.count))
@@ -158,6 +159,16 @@ def _send(
         raise
     print(f"submitted: job {', '.join(sent)}{_price(job.slurm, jobs)}  see: hpcai status {sweep.id}")
     return 0
+
+
+def beside_of(plan: JobPlan) -> int:
+    """How many such members a job holds side by side."""
+    return int((plan.slurm or {})["per_node"])
+
+
+def shared_by(plan: JobPlan, members: int) -> JobPlan:
+    """The plan of a member that shares its job with so many, itself among them."""
+    return replace(plan, slurm={**(plan.slurm or {}), "per_node": members})
 
 
 def _take_back(sweep: Sweep, life: int, taken: Sequence[tuple[RunDir, int]], e: HpcaiError | OSError) -> None:

@@ -34,6 +34,8 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "cancel": ("NAME ... [--no-wait]: stop them, with checkpoints", _main("cancellation")),
     "resume": ("NAME [--no-wait]: go on with a run or a sweep", _main("verbs", "resume")),
     "report": ("NAME: the answer of a finished run", _main("verbs", "report")),
+    "usage": ("[--since 7d]: node-hours by account and experiment, useful against lost", _main("usage")),
+    "support": ("NAME [-o FILE.tar.gz]: what a help desk needs of a run, without rows or weights", _main("support")),
     "cluster": ("check NAME|FILE, or probe [-o FILE]: what is known of a machine, and from where", _main("clusterfile")),
     "rm": ("NAME ... [--yes] [--members]: delete their folders; asks first", _main("removal")),
 }

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hpcai import hunt, lease, requeue, rundir, runs, scheduler, script, standings, submit, watch
+from hpcai import arrays, hunt, lease, requeue, rundir, runs, scheduler, script, standings, submit, watch
 from hpcai.errors import HpcaiError, RunError
 from hpcai.lease import RunState
 from hpcai.output import steady
@@ -45,7 +45,7 @@ class Steps:
         run, plan = entry.dir, entry.plan
         life = self._claim(run, plan)
         if entry.member.needs or not run.plan.is_file():
-            submit.prepare(run, plan, entry.config, entry.files, self.frozen)
+            submit.prepare(run, arrays.shared_by(plan, self.job.beside), entry.config, entry.files, self.frozen)
         run.submitit.mkdir(exist_ok=True)
         log = f"{self.job.id}-{life}"
         python = entry.config.cluster.python or sys.executable

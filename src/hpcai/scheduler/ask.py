@@ -39,6 +39,11 @@ ID = re.compile(r"(?P<job>\d{1,12})(?:\+\d{1,6})?(?:_(?:(?P<task>\d{1,9})|\[(?P<
 SQUEUE = ("%i", "%T", "%r", "%S", "%e", "%V", "%N", "%j")  # in the order of _job's arguments
 SACCT = ("JobID", "State", "Start", "End", "Submit", "NodeList", "ExitCode", "DerivedExitCode", "MaxRSS", "JobName")
 
+HISTORY = (
+    "JobID", "JobName", "State", "ExitCode", "DerivedExitCode", "Submit", "Start", "End", "Elapsed", "Timelimit", "NNodes",
+    "NodeList", "ReqMem", "MaxRSS", "AllocTRES",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Job:
@@ -155,6 +160,26 @@ def submitted(patience_s: float = PATIENCE_S) -> int:
 def gone(answer: Answer, id: str) -> bool:
     """Whether the job is over for certain: the queue answered, and does not have it as active."""
     return answer.queue and not (id in answer.jobs and answer.jobs[id].active)
+
+
+def words_of(ids: Sequence[str], name: str, since: float, patience_s: float = PATIENCE_S) -> Iterator[str]:
+    """What scontrol and sacct say of these jobs, word for word, for a person to read; nothing of others that got their numbers.
+
+    `name`: theirs; `since`: when the first of them was sent. Where one does not answer, what it says instead.
+    """
+    known = sorted({id.partition("_")[0] for id in ids if ID.fullmatch(id)}, key=int)
+    clear = ["env", "SLURM_TIME_FORMAT=standard"]
+    for id in known:
+        said = _ask([*clear, "scontrol", "show", "job", id], patience_s)
+        records = [part for part in re.split(r"\n\s*\n", said.out) if re.search(rf"\bJobName={re.escape(name)}(?!\S)", part)]
+        yield f"scontrol show job {id}: {said.why}" if said.code else "\n\n".join(records).strip() or f"{id}: another's job now"
+        if said.code is None:
+            break
+    begin = datetime.fromtimestamp(max(since - SKEW_S, 0.0)).strftime("%Y-%m-%dT%H:%M:%S")
+    asked = [f"--jobs={','.join(known)}", f"--starttime={begin}", f"--name={name}", f"--format={','.join(HISTORY)}"]
+    if known:
+        said = _ask([*clear, "sacct", "--parsable2", *asked], patience_s)
+        yield f"sacct: {said.why}" if said.code != 0 else said.out.strip()
 
 
 # ---- questions
