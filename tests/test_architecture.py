@@ -24,8 +24,8 @@ LIGHT = [
     "lease inputs journal scheduler preflight",
     "redaction",
     "context cluster limits runs search",
-    "plan queued",
-    "worker experiments script requeue",
+    "plan queued meter",
+    "worker experiments script requeue proposal",
     "forkserver submit",
     "watch queue standings",
     "board trials",
@@ -36,8 +36,13 @@ LIGHT = [
     "pack sweep",
     "run",
     "status",
+<<<<<<< ours
     "verbs usage support",
     "cancellation removal probe",
+=======
+    "verbs",
+    "cancellation removal probe rehearsal",
+>>>>>>> theirs
     "clusterfile",
     "cli",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from report_runs import make_run
 from test_report_together import gathered, together
+from test_report_used import USED, ran
 
 from hpcai import rundir
 from hpcai.report import write_report
@@ -68,13 +69,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
     }
     made["together"] = make_run(folder / "together", job="evaluate", from_run=["/runs/a-1", f"/runs/{word}"])
     together(made["together"], ["a-1", word])
+    made["used"] = ran(folder / "used", USED)
     made["gather"] = gathered(folder / "gather", name=word)
     for run in made.values():
         write_report(run)
     return made
 
 
-KINDS = ["train", "evaluate", "predict", "classes", "long", "together", "gather"]
+KINDS = ["train", "evaluate", "predict", "classes", "long", "together", "gather", "used"]
 
 
 def visit(browser: Any, run: RunDir, width: int, scheme: str = "light") -> tuple[Any, list[str], list[str]]:

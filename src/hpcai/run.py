@@ -143,9 +143,7 @@ def launch(options: argparse.Namespace, plan: "JobPlan", config: "Config", files
     faults = list(submit.differences(run, plan, files)) if unfinished else []
     if faults:
         raise Faults(faults)  # before a life is taken: what is refused leaves no trace
-    print(describe(plan, config, files), flush=True)
-    for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    announce(plan, config, files)
     if options.dry_run:
         print(shlex.join(submit.command(run, state.life + 1)))
         return 0
@@ -176,9 +174,7 @@ def send(options: argparse.Namespace, run: "RunDir", plan: "JobPlan", config: "C
     faults = list(submit.differences(run, plan, files)) if run.plan.is_file() and state.state != "new" else []
     if faults:
         raise Faults(faults)
-    print(describe(plan, config, files), flush=True)
-    for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    announce(plan, config, files)
     if options.dry_run:
         print(script.explain(plan, config) if options.explain else script.text(plan, config), end="")
         return 0
@@ -203,6 +199,18 @@ def show_finished(run: "RunDir", plan: "JobPlan", files: "list[Input]", state: "
     for fault in submit.differences(run, plan, files):
         print(f"note: {fault}", file=sys.stderr)
     return 0
+
+
+def announce(plan: "JobPlan", config: "Config", files: "list[Input]") -> None:
+    """The plan, what a try of it has shown, and the warnings."""
+    from hpcai import proposal
+
+    print(describe(plan, config, files), flush=True)
+    tried = proposal.find(plan)
+    if tried:
+        print(proposal.quote(tried), flush=True)
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def describe(plan: "JobPlan", config: "Config", files: "list[Input]") -> str:

@@ -10,7 +10,9 @@
       model.json  threshold.json                               which checkpoint is the model, and where it says yes
       rows/<split>.rank<r>.jsonl  failed.rank<r>.jsonl         one row a case
       together.json                                            the runs of an ensemble, and what it gained
+      use.rank<r>.json                                         what each rank used: CPU, memory, GPU
       report.json  report.html                                 the answer
+      proposal.json                                            what whole runs will take (`hpcai try`)
       tracking.json  tensorboard/                              rank 0, where trackers are asked for
 
 JSON is UTF-8 and written beside, synced, renamed; JSON lines are appended whole lines and cut to the last newline by whoever
@@ -122,6 +124,11 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def proposal(self) -> Path:
+        """By identity, what each whole run that this one was a try of will take."""
+        return self.path / "proposal.json"
+
+    @property
     def submitit(self) -> Path:
         """submitit's folder: what a rank prints past its log."""
         return self.path / "submitit"
@@ -147,6 +154,14 @@ class RunDir:
     def failed_files(self) -> list[Path]:
         """Those of every rank."""
         return sorted(self.path.glob("failed.rank*.jsonl"))
+
+    def use_file(self, rank: int) -> Path:
+        """What rank `rank` used so far."""
+        return self.path / f"use.rank{rank}.json"
+
+    def use_files(self) -> list[Path]:
+        """Those of every rank."""
+        return sorted(self.path.glob("use.rank*.json"))
 
     def rows_file(self, split: str, rank: int) -> Path:
         """The rows that rank `rank` wrote of `split`."""

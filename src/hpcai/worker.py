@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcai
-from hpcai import cluster, lease, rundir, scheduler
+from hpcai import cluster, lease, meter, rundir, scheduler
 from hpcai.context import Ranks, RunContext, Stop, current_job, read_ranks, this_start
 from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError, one_line
 from hpcai.output import steady
@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
 def _run_job(plan: JobPlan, context: RunContext) -> int:
     if context.ranks.first:
         threading.Thread(target=_beat, args=(context,), daemon=True).start()
+    meter.start(context, gpu=plan.resources["gpus_per_node"] > 0)
     end: dict[str, object] = {"code": 0}
     try:
         config = read_config(context.dir)
@@ -90,6 +91,7 @@ def _run_job(plan: JobPlan, context: RunContext) -> int:
             log_name = context.dir.log(context.ranks.rank).name
             end = _failure(context, f"{type(e).__name__}. Its traceback stands in {log_name}.", 1)
             end["collateral"] = context.ranks.world_size > 1 and isinstance(e, RuntimeError)
+    meter.settle()
     try:
         context.note("end", **end)
     except OSError as e:

@@ -5,6 +5,7 @@ Reads files of the folder only, and no clock: the same files give the same bytes
 
 from __future__ import annotations
 
+from hpcai import meter
 from hpcai.rundir import RunDir, write_bytes, write_json
 
 
@@ -18,6 +19,7 @@ def write_report(run: RunDir) -> None:
     from hpcai.report.page import render
     from hpcai.report.summary import summarize
 
+    meter.settle()
     folder = read_folder(run)
     report = summarize(folder)
     html = render(folder, report)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hpcai import lease
+from hpcai import lease, meter
 from hpcai.errors import RunError
 from hpcai.metrics.classification import Threshold
 from hpcai.metrics.rows import Rows, read_rows
@@ -34,6 +34,7 @@ class Folder:
     metrics: list[Json]
     lives: list[list[Json]]  # a life's records, all ranks, in order of time
     preflight: list[Json]  # the verdict on each node, where it was asked for
+    use: list[meter.Use]  # what each rank used, where it was looked at
     failed: int
     rows: dict[str, Rows]
 
@@ -83,6 +84,7 @@ def read_folder(run: RunDir) -> Folder:
         metrics=_lines(run.metrics),
         lives=_lives(run),
         preflight=[_json(file) for file in sorted(run.preflight.glob("*.json"))],
+        use=meter.read_use(run),
         failed=len({str(line.get("case")) for file in run.failed_files() for line in _lines(file)}),
         rows={split: read_rows(run, split) for split in _splits(run) if _any_row(run, split)},
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcai.metrics.classification import predicted, roc
-from hpcai.report import charts
+from hpcai.report import charts, used
 from hpcai.report.folder import Folder, Json
 from hpcai.report.words import duration, moment, named, number, percent, place, signed, size
 
@@ -181,6 +181,7 @@ def _facts(report: Json) -> list[tuple[str, str]]:
         ("Restarts", f"{cost['restarts']:,}"),
         ("Cluster", _where(cost)),
         ("Nodes checked", ", ".join(f"{n['node']} {'fit' if n['ok'] else 'unfit'}" for n in cost["preflight"])),
+        *(used.facts(report["used"]) if "used" in report else []),
         ("Processor", machine.get("cpu") and f"{machine['cpu']}, {machine.get('cores', '?')} cores"),
         ("Memory", machine.get("mem_gb") and f"{machine['mem_gb']:.0f} GB"),
         ("GPUs", ", ".join(map(str, gpus)) or "none"),

@@ -14,6 +14,7 @@ import numpy as np
 from hpcai.metrics.classification import confusion, estimates
 from hpcai.report.cautions import cautions
 from hpcai.report.folder import Folder, Json
+from hpcai.report.used import used
 from hpcai.report.words import named, number, place, signed
 from hpcai.rundir import VERSION
 
@@ -39,6 +40,7 @@ def summarize(folder: Folder) -> Json:
         "cost": _cost(folder),
         "provenance": _provenance(folder),
     }
+    report |= {"used": used(folder)} if folder.use else {}
     report |= {"together": folder.together} if folder.together else {}
     report |= {"folds": _folds(folder), "spread": _spread(_folds(folder))} if folder.job == "gather" else {}
     return report | {"answer": _answer(folder, report)}
