@@ -51,7 +51,7 @@ $(READY)run: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e .
 	@touch $@
 $(READY)test: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
-	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[dev,imaging,browser,hpo,tensorboard,mlflow,notebook]'
+	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[dev,imaging,browser,hpo,tensorboard,mlflow,mpi,notebook]'
 	@touch $@ $(READY)run
 $(READY)bench: $(READY)test
 	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[bench]'

@@ -36,7 +36,7 @@ def main(cfg: Config, run: RunContext) -> None:
     Raises: DataError, RunError, Stopped.
     """
     gpus, deterministic = cfg.resources.gpus_per_node, cfg.trainer.deterministic
-    with follow(cfg, run), process_group(run, gpus=gpus, seed=cfg.seed, deterministic=deterministic) as group:
+    with follow(cfg, run), process_group(run, gpus=gpus, seed=cfg.seed, deterministic=deterministic, mpi=True) as group:
         members, name = sources(cfg, run.dir), cfg.data.eval_split
         task = Classification(cfg.data.labels)
         cases = open_cases(cfg.data, rundir.read_digests(run.dir))

@@ -38,7 +38,7 @@ def main(cfg: Config, run: RunContext) -> None:
     Raises: DataError if no case at all could be read; RunError, Stopped.
     """
     gpus, deterministic = cfg.resources.gpus_per_node, cfg.trainer.deterministic
-    with follow(cfg, run), process_group(run, gpus=gpus, seed=cfg.seed, deterministic=deterministic) as group:
+    with follow(cfg, run), process_group(run, gpus=gpus, seed=cfg.seed, deterministic=deterministic, mpi=True) as group:
         members = sources(cfg, run.dir)
         trained = [load_trained(member, cfg.seed, group.device) for member in members]
         task = Classification(cfg.data.labels)

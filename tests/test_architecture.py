@@ -36,13 +36,8 @@ LIGHT = [
     "pack sweep",
     "run",
     "status",
-<<<<<<< ours
     "verbs usage support",
-    "cancellation removal probe",
-=======
-    "verbs",
     "cancellation removal probe rehearsal",
->>>>>>> theirs
     "clusterfile",
     "cli",
 ]
