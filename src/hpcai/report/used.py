@@ -92,7 +92,9 @@ def _nodes(folder: Folder) -> int:
 
 
 def _whole(folder: Folder) -> bool:
-    return bool((folder.plan.get("slurm") or {}).get("whole"))
+    """It had its nodes alone: neither of a site that shares them, nor beside other members of a sweep."""
+    slurm = folder.plan.get("slurm") or {}
+    return bool(slurm.get("whole")) and slurm.get("per_node", 1) == 1
 
 
 def _cores(folder: Folder) -> int | None:
