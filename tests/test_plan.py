@@ -48,7 +48,7 @@ DOES_NOT = {
     "cluster.preflight": "true", "cluster.chain": "2", "sweep.per_node": "2", "sweep.array_parallelism": "2", "cluster.facts": "x", "runs_access": "group", "container.image": "x.sif",
     "container.python": "x", "container.binds": "x",
     "tracking.tensorboard": "true", "tracking.mlflow": "/x", "tracking.experiment": "x", "tracking.wait_s": "7", "pipeline": "x",
-    "depends_on": "x",
+    "depends_on": "x", "predict.shards": "8", "predict.shard": "1", "predict.merge": "x",
 }  # fmt: skip
 MODEL = {"sha256": "00", "labels": ["no", "yes"], "input": {"channels": 1, "size": [8, 8]}}
 Planner = Callable[..., tuple[JobPlan, Config, Any]]

@@ -182,7 +182,7 @@ def report(sweep: Sweep, outcomes: Sequence[Outcome], options: Options) -> int:
         print(line)
     for line in standings.fault_lines(outcomes):
         print(line, file=sys.stderr)
-    answers = [o for o in outcomes if o.state == "completed" and o.member.job != "train"]
+    answers = [o for o in outcomes if o.state == "completed" and o.member.job != "train" and not o.is_shard]
     for outcome in answers[:ANSWERS]:  # of trainings the ranking says enough
         print(f"{one_line(outcome.name, 200)}:")
         watch.show_answer(outcome.member.dir)

@@ -85,12 +85,17 @@ def read_plan(run: RunDir) -> JobPlan:
 
 
 def make_plan(
-    config: Config, *, anew: bool = False, pending: bool = False, member: bool = False
+    config: Config,
+    *,
+    anew: bool = False,
+    pending: bool = False,
+    member: bool = False,
+    files: list[Input] | None = None,
 ) -> tuple[JobPlan, Config, list[Input]]:
     """The plan, the config with absolute paths, and the fingerprint of the data. Writes nothing.
 
     `pending`: the runs that from_run names may still train; what they will give (labels, image size) stays open. `member`: of a
-    sweep, so that it may share a node with others.
+    sweep, so that it may share a node with others. `files`: the fingerprint, where the same data were looked at just now.
 
     Raises: Faults with everything that is wrong, of every kind.
     """
@@ -103,7 +108,8 @@ def make_plan(
     if ended := [run for run in trained if _ended(run)]:
         config = _try(faults, lambda: with_trained(config, ended)) or config
     data = _try(faults, lambda: config.data.model_copy(update={"path": str(inputs.locate(config.data.path))}))
-    files = _try(faults, lambda: inputs.fingerprint(data)) if data else None
+    if data and files is None:
+        files = _try(faults, lambda: inputs.fingerprint(data))
     model = _try(faults, lambda: _located_model(config))
     if faults:
         raise Faults(faults)
@@ -233,6 +239,8 @@ def decisive(config: Config) -> dict[str, Any]:
         parts[name] = _identity(value) if isinstance(value, BaseModel) else value
     if JOBS[config.job].needs_run and "data" in parts:  # what the runs give follows from them; a pipeline does not know it yet
         parts["data"] = {k: v for k, v in parts["data"].items() if k not in GIVEN}
+    if config.job == "predict" and config.predict.shards > 1:  # one run alone is named as before there were shards
+        parts["predict"] = _identity(config.predict)
     return parts
 
 

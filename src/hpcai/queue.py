@@ -37,12 +37,21 @@ class Entry:
     files: list[Input]
 
     @classmethod
-    def planned(cls, config: Config, label: str, group: str, needs: tuple[str, ...] = (), *, anew: bool = False) -> Entry:
-        """A member of a sweep, from its config.
+    def planned(
+        cls,
+        config: Config,
+        label: str,
+        group: str,
+        needs: tuple[str, ...] = (),
+        *,
+        anew: bool = False,
+        files: list[Input] | None = None,
+    ) -> Entry:
+        """A member of a sweep, from its config. `files`: the fingerprint of its data, where that was just taken.
 
         Raises: Faults with everything that is wrong with it.
         """
-        plan, config, files = make_plan(config, anew=anew, pending=bool(needs), member=True)
+        plan, config, files = make_plan(config, anew=anew, pending=bool(needs), member=True, files=files)
         return cls(Member(plan.run_id, plan.run_dir, label, group, plan.job, needs), config, plan, files)
 
     @property

@@ -97,7 +97,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     config, faults = examine(overrides, options.config_dir)
     if config is None:
         raise Faults(faults)
-    if not faults and (config.pipeline or config.depends_on):
+    parted = config.job == "predict" and config.predict.parted
+    if not faults and (config.pipeline or config.depends_on or parted):
         return many(options, overrides)  # one command, but more than one run to wait for
     from hpcai.plan import make_plan
 

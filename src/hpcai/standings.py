@@ -20,6 +20,7 @@ FINE = ("completed", "pruned")  # a pruned trial has told what it was asked for
 BAD = ("failed", "lost", "unreadable", "stopped", "cancelled")
 MAX_RANKS = 20  # lines of the ranking on a terminal; results.json has all
 NAMES = {"auc": "AUC"}
+SHARD = "predict.shard="  # in the label of a run that is a part of a prediction: no rival, and no answer by itself
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Outcome:
     def name(self) -> str:
         """What varies, or the run's own name where nothing does."""
         return self.member.label or self.member.run_id
+
+    @property
+    def is_shard(self) -> bool:
+        """A part of a prediction, which another member merges."""
+        return SHARD in self.member.label
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,9 @@ def table(found: Sequence[Outcome]) -> list[str]:
     """Lines for the end: the ranking, or each member where there is none to make. What went wrong is `fault_lines`' to say."""
     groups = ranking(found)
     if not groups or (len(groups) == 1 and groups[0].of == 1):
-        lines = [_member_line(o) for o in found if o.state in FINE]
+        lines = [_member_line(o) for o in found if o.state in FINE and not o.is_shard]
+        if shards := [o.state in FINE for o in found if o.is_shard]:
+            lines.insert(0, f"{sum(shards)} of {len(shards)} shards completed")
     else:
         lines = _ranking_lines(groups, found)
     pruned = sum(o.state == "pruned" for o in found)

@@ -37,7 +37,10 @@ NOTES = 5  # notes told in full below a table that was cut
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a run. `step` and `epoch` are the last ones on record; `steps`, `epochs`: what its config asks for."""
+    """What is known of a run. `step` and `epoch` are the last ones on record; `steps`, `epochs`: what its config asks for.
+
+    `shard`: `3/8`, of a prediction that several runs share.
+    """
 
     run: RunDir
     job: str
@@ -48,6 +51,7 @@ class Row:
     epochs: int | None = None
     best: Score | None = None
     told: float | None = None
+    shard: str = ""
 
     @property
     def name(self) -> str:
@@ -56,9 +60,10 @@ class Row:
 
     @property
     def progress(self) -> str:
-        """`step 30/100`, `epoch 3/10`, `624 cases`."""
+        """`step 30/100`, `epoch 3/10`, `624 cases`, `shard 3/8, 78 cases`."""
         if self.job != "train":
-            return f"{self.step} cases" if self.step is not None else ""
+            cases = f"{self.step} cases" if self.step is not None else ""
+            return ", ".join(word for word in (f"shard {self.shard}" if self.shard else "", cases) if word)
         if self.epoch is not None and self.steps is None:
             return f"epoch {self.epoch}" + (f"/{self.epochs}" if self.epochs else "")
         if self.step is None:
@@ -118,7 +123,8 @@ def read_row(run: RunDir, state: RunState | None = None) -> Row | None:
     newest = _newest_metrics(run)
     steps, epochs = _asked(run) if job == "train" else (None, None)
     told = max((t for t in (state.told, newest.get("time")) if isinstance(t, int | float)), default=None)
-    row = Row(run, job, state, state.step, steps, epochs=epochs, best=runs.best_validation(run), told=told)
+    best, shard = runs.best_validation(run), _shard(run) if job == "predict" else ""
+    row = Row(run, job, state, state.step, steps, epochs=epochs, best=best, told=told, shard=shard)
     if isinstance(newest.get("step"), int) and isinstance(newest.get("epoch"), int):
         row = replace(row, step=newest["step"], epoch=newest["epoch"])
     return row
@@ -134,15 +140,25 @@ def _newest_metrics(run: RunDir) -> dict[str, Any]:
 
 
 def _asked(run: RunDir) -> tuple[int | None, int | None]:
-    """trainer.max_steps and trainer.epochs, off the text that submit wrote: a YAML parser takes longer than all the rest."""
+    """trainer.max_steps and trainer.epochs."""
+    found = _numbers(run, "trainer")
+    return found.get("max_steps"), found.get("epochs")
+
+
+def _shard(run: RunDir) -> str:
+    """`3/8`, or nothing."""
+    found = _numbers(run, "predict")
+    return f"{found['shard']}/{found['shards']}" if found.get("shards", 1) > 1 and "shard" in found else ""
+
+
+def _numbers(run: RunDir, group: str) -> dict[str, int]:
+    """The whole numbers of a group of its config, off the text that submit wrote: a YAML parser takes longer than the rest."""
     try:
         text = run.config.read_text("utf-8")
     except (OSError, ValueError):
-        return None, None
-    trainer = re.search(r"^trainer:\n((?:  .*\n)*)", text, re.MULTILINE)
-    found = dict(re.findall(r"^  (max_steps|epochs): (\d{1,9})$", trainer[1] if trainer else "", re.MULTILINE))
-    steps, epochs = found.get("max_steps"), found.get("epochs")
-    return int(steps) if steps else None, int(epochs) if epochs else None
+        return {}
+    found = re.search(rf"^{group}:\n((?:  .*\n)*)", text, re.MULTILINE)
+    return {name: int(n) for name, n in re.findall(r"^  (\w+): (\d{1,9})$", found[1] if found else "", re.MULTILINE)}
 
 
 def read_sweep_row(folder: Path, known: dict[str, RunState]) -> SweepRow:

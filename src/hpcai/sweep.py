@@ -68,9 +68,26 @@ def _chain(config: Config, point: Point, *, anew: bool) -> Iterator[Entry]:
         update: dict[str, Any] = {"job": job, "pipeline": []} | ({"from_run": first.plan.run_dir} if first else {})
         label = f"{job} {point.label}".strip() if len(jobs) > 1 else point.label
         group = f"{job} {point.group}".strip() if len(jobs) > 1 else point.group
-        entry = Entry.planned(config.model_copy(update=update), label, group, needs, anew=anew)
+        each = config.model_copy(update=update)
+        shards: list[Entry] = []
+        if job == "predict" and each.predict.parted:
+            shards = _shards(each, label, needs, anew=anew)
+            yield from shards
+            needs = tuple(shard.plan.run_dir for shard in shards)
+            each = each.model_copy(update={"predict": each.predict.model_copy(update={"merge": list(needs)})})
+        entry = Entry.planned(each, label, group, needs, anew=anew, files=shards[0].files if shards else None)
         yield entry
         first, needs = first or entry, (entry.plan.run_dir,)
+
+
+def _shards(config: Config, label: str, needs: tuple[str, ...], *, anew: bool) -> list[Entry]:
+    """The runs that share one prediction; their data are looked at once."""
+    entries: list[Entry] = []
+    for number in range(1, config.predict.shards + 1):
+        shard = config.model_copy(update={"predict": config.predict.model_copy(update={"shard": number})})
+        name = f"{label} {standings.SHARD}{number}/{config.predict.shards}".strip()
+        entries.append(Entry.planned(shard, name, name, needs, anew=anew, files=entries[0].files if entries else None))
+    return entries
 
 
 def _depends(config: Config) -> list[RunDir]:
@@ -238,10 +255,11 @@ def run_grid(words: list[str], options: Options) -> int:
         submit.check_identity(entry.dir, entry.plan)
     now = Frozen(submit.PACKAGE, {"code_sha256": submit.code_digest(), "versions": submit.versions()})
     states = {e.plan.run_id: runs.state_of(e.dir).state for e in entries}
+    parts = {p for e in entries if states[e.plan.run_id] != "completed" for p in e.config.predict.merge}  # must still fit
     changed = [
         fault
         for e in entries
-        if states[e.plan.run_id] in GONE_ON and e.dir.plan.is_file()
+        if (states[e.plan.run_id] in GONE_ON or e.plan.run_dir in parts) and e.dir.plan.is_file()
         for fault in submit.differences(e.dir, e.plan, e.files, now)
     ]
     if changed:

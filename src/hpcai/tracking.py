@@ -46,6 +46,7 @@ NOT_SENT = (
     "runs_dir",
     "from_run",
     "depends_on",
+    "predict.merge",
     "data.path",
     "model.init_from",
     "tracking",

@@ -208,7 +208,7 @@ PATHS = ("path", "runs_dir", "from_run", "depends_on", "init_from", "cluster.pyt
 
 
 def _pattern(name: str) -> str:
-    if name.endswith(PATHS) or name.startswith("cluster.facts.shared."):
+    if name.endswith(PATHS) or name.startswith(("cluster.facts.shared.", "predict.merge")):
         return "a path holds no NUL. Correct it."
     if ".env." in name:
         return "is no name of a variable: letters, digits and _, no digit first. Correct it."

@@ -22,6 +22,7 @@ hpcai: AI health workloads, from an experiment's name to a trained model and its
   python -m hpcai.run +experiment=pneumonia --dry-run                print the plan, write nothing
   python -m hpcai.run --config-dir mine/ +experiment=x --cfg job     own experiments; print the config
   python -m hpcai.run job=predict name=new from_run=RUN data.reader=images data.path=images/
+  python -m hpcai.run job=predict name=new from_run=RUN data.path=big.npz predict.shards=8   in 8 runs, merged
   python -m hpcai.run +experiment=pneumonia job=evaluate from_run=[A,B,C]          the mean of several runs
   python -m hpcai.run -m +experiment=pneumonia seed=0,1,2 trainer.lr=1e-3,3e-3   a run each
   python -m hpcai.run -m --search trials=30 +experiment=x 'trainer.lr=tag(log,interval(1e-4,1e-1))'

@@ -162,6 +162,32 @@ class Trainer(Group):
     checkpoint_async: bool = key(False, "write checkpoints beside the loop", changes_result=False)
 
 
+class Predict(Group):
+    """How job=predict shares its cases among runs."""
+
+    shards: int = key(1, "runs that share the cases of job=predict, merged into one at the end", ge=1, le=1000)
+    shard: int | None = key(None, "of these runs one alone, from 1; null: each of them, then the merge", ge=1)
+    merge: list[PathText] = key(
+        [],
+        "the finished runs to merge, one a shard in their order: set by predict.shards",
+        changes_result=False,
+        max_length=1000,
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Predict:
+        if self.shard is not None and self.shard > self.shards:
+            raise ValueError(f"shard={self.shard}: predict.shards={self.shards}. Ask for one of them, from 1.")
+        if self.merge and (self.shard is not None or len(self.merge) != self.shards):
+            raise ValueError(f"merge: {len(self.merge)} runs. Leave it out: predict.shards=N names and merges its runs itself.")
+        return self
+
+    @property
+    def parted(self) -> bool:
+        """Whether it is several runs: the shards, and the one that merges them."""
+        return self.shards > 1 and self.shard is None and not self.merge
+
+
 class Resources(Group):
     """What the run asks of the machine, in submitit's words."""
 
@@ -255,6 +281,7 @@ class Config(Group):
     data: Data = key(..., "the images")
     model: Model = key(Model(), "the network")
     trainer: Trainer = key(Trainer(), "the loop")
+    predict: Predict = key(Predict(), "how job=predict shares its cases among runs")
     resources: Resources = key(Resources(), "what the run asks of the machine", changes_result=False)
     cluster: Cluster = key(..., "the machine", changes_result=False)
     sweep: Many = key(Many(), "how many runs of one command share a machine", changes_result=False)

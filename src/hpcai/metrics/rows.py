@@ -87,17 +87,17 @@ class Rows:
 
 
 def read_rows(run: RunDir, split: str) -> Rows:
-    """The rows of `split`: all ranks' shards merged by case (first wins), in the order of case ids.
+    """The rows of `split`: all ranks' files merged by case (first wins), in the order of case ids.
 
     The order makes every number independent of how many ranks wrote the rows.
 
     Raises:
         DataError: there is no row.
-        RunError: a shard is damaged or holds a NaN score.
+        RunError: a file is damaged or holds a NaN score.
     """
     by_case: dict[str, dict[str, Any]] = {}
     for path in run.row_files(split):
-        for row in _shard(path):
+        for row in rows_in(path):
             by_case.setdefault(row["case"], row)
     rows = [by_case[case] for case in sorted(by_case)]
     if len({len(row["scores"]) for row in rows}) > 1:
@@ -131,8 +131,12 @@ def _column(rows: Sequence[dict[str, Any]], name: str) -> Ints | None:
     return np.array([row[name] for row in rows], np.int64) if rows and all(name in row for row in rows) else None
 
 
-def _shard(path: Path) -> list[dict[str, Any]]:
-    """The rows of one shard; what is damaged is named by file and row number, never by case."""
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """The rows that one rank wrote, as they are.
+
+    Raises:
+        RunError: one is damaged; named by file and row number, never by case.
+    """
     rows: list[dict[str, Any]] = []
     try:
         for row in read_lines(path):
