@@ -133,10 +133,10 @@ def _send(
     beside = min(members, beside_of(first.plan))
     jobs = jobs_for(config, members, beside, 0 if options.dry_run else scheduler.submitted())
     job = script.job_of(first.plan, beside, sweep.id, str(sweep.path))
-    text = script.text(job, config, script.Shared(max(members, len(sweep.members)), jobs.count))
+    shared = script.Shared(max(members, len(sweep.members)), jobs.count, tuple(jobs.specs()))
     print(_describe(members, jobs), flush=True)
     if options.dry_run:
-        print(text, end="")
+        print((script.explain if options.explain else script.text)(job, config, shared), end="")
         return 0
     if why := scheduler.unavailable():
         raise PlanError(f"cluster={job.cluster}: {why}")
@@ -152,7 +152,7 @@ def _send(
         runs.write_sweep(sweep)
         taken.extend(prepare(submit.freeze(sweep.dir)))
         submit.write_config(sweep.dir, config)
-        rundir.write_bytes(sweep.dir.script, text.encode())
+        rundir.write_bytes(sweep.dir.script, script.text(job, config, shared).encode())
         sent = submit.send(sweep.dir, job, life, [jobs.specs()] * waves, after)
     except (HpcaiError, OSError) as e:
         _take_back(sweep, life, taken, e)

@@ -35,6 +35,7 @@ class Options:
 
     config_dir: Path | None = None
     dry_run: bool = False
+    explain: bool = False  # with a reason below each line of the script
     no_wait: bool = False
     anew: bool = False
     junit: Path | None = None

@@ -115,7 +115,7 @@ def many(options: argparse.Namespace, overrides: list[str]) -> int:
     """Sweeps, pipelines and what depends on a run: sweep.py; searches: hunt.py."""
     from hpcai.driver import Options
 
-    told = Options(options.config_dir, options.dry_run, options.no_wait, options.anew, options.junit)
+    told = Options(options.config_dir, options.dry_run, options.explain, options.no_wait, options.anew, options.junit)
     if options.search is not None:
         from hpcai import hunt
 

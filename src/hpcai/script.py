@@ -45,6 +45,7 @@ class Shared:
 
     members: int
     jobs: int
+    arrays: tuple[str, ...]  # what sbatch was told of each
 
 
 def job_of(member: JobPlan, times: int, name: str, folder: str) -> JobPlan:
@@ -115,6 +116,8 @@ def _said(plan: JobPlan, shared: Shared | None) -> Iterator[Line]:
         "its data is listed in data.json there" if shared is None else "its members and the folders of its runs in members.json"
     )
     yield Line(f"# Reads and writes {one_line(plan.run_dir, 400)}; {where}.")
+    if shared is not None:
+        yield Line(f"# Sent by {' and '.join(f'sbatch {array} THIS_FILE' for array in shared.arrays[:3])}.")
     yield Line(f"# To stop it: hpcai cancel NAME, or scancel --me -n {plan.run_id}. Sent again (sbatch THIS_FILE), it goes on.")
 
 
