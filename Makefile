@@ -26,7 +26,7 @@ quick: $(READY)test  ## what answers in half a minute
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not slow and not fault" -n 2 $(QUICK:%=tests/test_%.py) $(PYTEST_ARGS)
 
-bench: $(READY)bench  ## the figures, side by side with their peers (about forty minutes)
+bench: $(READY)bench  ## the figures, side by side with their peers (about an hour)
 	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" || exit 1; done
 
 slurm-up:  ## a real Slurm on this machine (Debian, root), for cluster=testbed; prints the line that a shell evaluates

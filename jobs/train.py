@@ -67,7 +67,7 @@ def main(cfg: Config, run: RunContext) -> None:
         checkpoints = Checkpoints(run, cfg.trainer, group, describe_model(train, task.labels, group))
         if resumed := checkpoints.resume(state):
             log.info("resuming at step %s", f"{resumed:,}")
-        curve = Curve(run.dir, state, cfg.trainer.log_every, cfg.trainer.batch_size, write=group.first)
+        curve = Curve(run, state, cfg.trainer.log_every, cfg.trainer.batch_size, write=group.first)
 
         # ---- the loop
         progress = state.progress

@@ -34,6 +34,7 @@ from hpcai.comm import Group
 from hpcai.config.schema import Trainer
 from hpcai.context import RunContext
 from hpcai.errors import OwnedError, RunError
+from hpcai.training import checkpoint
 from hpcai.training.checkpoint import Checkpoints, Damaged, read_checkpoint, read_facts, write_checkpoint
 from hpcai.training.state import TrainState
 
@@ -350,6 +351,28 @@ def test_a_life_that_lost_the_run_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(OwnedError, match="life 2 runs it now"):
         mine.save(state)
     assert names(context) == before
+
+
+def test_a_life_that_lost_the_run_while_a_write_stood_still_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successor's best checkpoint is none that this life knows of."""
+    context = taken(tmp_path)
+    mine, state = saved_at(context, {4}, keep_last=1)
+
+    def stands_still(stem: Path, *what: Any) -> str:
+        other = RunContext(context.dir, life=lease.take(context.dir, 1, over=1))
+        theirs = checkpoints(other, keep_last=9)
+        for step in (5, 20):
+            state.progress.step, state.progress.best_step = step, 5
+            monkeypatch.setattr(checkpoint, "write_checkpoint", write_checkpoint)
+            theirs.save(state)
+        return write_checkpoint(stem, *what)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", stands_still)
+    with pytest.raises(OwnedError, match="life 2 runs it now"):
+        mine.save(state)
+    assert {"step-00000005.json", "step-00000020.json"} <= set(names(context))
 
 
 @pytest.mark.parametrize("beside", [False, True])

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from training_kit import fresh_state, table, taken, train
 
-from hpcai import rundir
+from hpcai import lease, rundir
 from hpcai.config.schema import Trainer
-from hpcai.errors import RunError
+from hpcai.errors import OwnedError, RunError
 from hpcai.rundir import RunDir
 from hpcai.training.curve import Curve, cut_to_step
 from hpcai.training.state import TrainState
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 
 def curve(folder: Path, state: TrainState, log_every: int = 3, *, write: bool = True) -> Curve:
-    return Curve(taken(folder).dir, state, log_every, 4, write=write)
+    return Curve(taken(folder), state, log_every, 4, write=write)
 
 
 def lines(run: RunDir) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def test_a_line_holds_the_mean_loss_since_the_last_line(tmp_path: Path) -> None:
             mine.read()  # as before a checkpoint: it changes no line
 
     train(state, table(20, dtype=torch.float32), note)
-    written = lines(mine.run)
+    written = lines(mine.run.dir)
     assert [(w["kind"], w["step"], w["epoch"]) for w in written] == [("train", 3, 1), ("train", 6, 2), ("train", 9, 2)]
     for at, line in zip((3, 6, 9), written, strict=True):
         assert line["loss"] == pytest.approx(sum(losses[at - 3 : at]) / 3, rel=1e-12)
@@ -74,7 +74,7 @@ def test_a_loss_that_is_no_number_names_the_first_such_step(tmp_path: Path, valu
         for step in range(1, 9):
             state.progress.step = step
             mine.step(torch.tensor(value if step >= bad + 4 else 1.0), 0, 0.1)
-    assert [line["step"] for line in lines(mine.run)] == [4]
+    assert [line["step"] for line in lines(mine.run.dir)] == [4]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -98,7 +98,22 @@ def test_a_rank_that_does_not_write_finds_bad_losses_too(tmp_path: Path) -> None
     with pytest.raises(RunError, match=r"^trainer\.step=2"):
         state.progress.step = 2
         mine.step(torch.tensor(math.nan), 0, 0.1)
-    assert not mine.run.metrics.exists()
+    assert not mine.run.dir.metrics.exists()
+
+
+def test_a_life_that_lost_the_run_adds_no_line(tmp_path: Path) -> None:
+    """A rank that was cut off wakes while its successor makes the same steps, long before its own next checkpoint."""
+    state = fresh_state(Trainer(), 20)
+    mine = curve(tmp_path, state, log_every=1)
+    state.progress.step = 1
+    mine.step(torch.tensor(0.5), 0, 0.1)
+    lease.take(mine.run.dir, 1, over=mine.run.life)
+    state.progress.step = 2
+    with pytest.raises(OwnedError):
+        mine.step(torch.tensor(0.5), 0, 0.1)
+    with pytest.raises(OwnedError):
+        mine.validation(epoch=1, auc=0.5)
+    assert [line["step"] for line in lines(mine.run.dir)] == [1]
 
 
 def test_a_resumed_curve_has_every_step_once(tmp_path: Path) -> None:

@@ -83,6 +83,21 @@ def test_a_run_that_gets_no_further_says_so_and_stays(
     assert "3 starts without a new step" in state.message and "3 starts without a new step" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_start_without_a_rank_names_the_verb_that_goes_on(
+    tmp_path: Path, job: list[str], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Slurm 22.05 ends a step with 0 where a node that died kept the last start's PMIx socket: no rank ran. A new job goes."""
+    run = RunDir(tmp_path)
+    a_life(run, 5)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert requeue.main([str(tmp_path), str(code)]) == code
+    assert job == []
+    state = lease.read_state(run)
+    assert state.state == "failed" and f"ended with {code} before any rank began" in state.message
+    assert "hpcai resume" in state.message
+
+
 def test_a_run_that_has_another_job_by_now_is_left_alone(tmp_path: Path, job: list[str]) -> None:
     run = RunDir(tmp_path)
     a_life(run, 5)

@@ -86,7 +86,7 @@ def _never_began(run: RunDir, life: int, job: str, code: int) -> str:
         unfit += [str(check["words"]) for check in told["checks"] if fresh and not check["ok"]]
     if unfit:
         return f"its nodes are not fit: {' '.join(unfit[:3])}"
-    return f"its step ended with {code} before any rank began. See the batch log in its submitit folder."
+    return f"its step ended with {code} before any rank began. See its batch log in submitit/; hpcai resume starts it again."
 
 
 def judge(state: RunState, steps: Sequence[int | None], lost: scheduler.Cause | None = None) -> str:

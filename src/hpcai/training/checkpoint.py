@@ -192,6 +192,7 @@ class Checkpoints:
     def _write(self, tensors: Mapping[str, Tensor], progress: dict[str, Any], step: int) -> str:
         self.run.fence()
         digest = write_checkpoint(self.stem(step), tensors, {**self.facts, "step": step, "progress": progress})
+        self.run.fence()  # a disk that stood still may have kept us while a successor worked: its checkpoints are not ours
         self.run.note("progress", step=step, epoch=progress["epoch"])
         for old in self._steps():
             if old != progress["best_step"] and old not in sorted(self._steps())[-self.cfg.keep_last :]:

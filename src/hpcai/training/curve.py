@@ -14,21 +14,25 @@ import torch
 from torch import Tensor
 
 from hpcai import rundir
+from hpcai.context import RunContext
 from hpcai.errors import RunError
 from hpcai.rundir import RunDir
 from hpcai.training.state import TrainState
 
 
 class Curve:
-    """Writes metrics.jsonl on rank 0; on every rank it finds a loss that is not finite."""
+    """Writes metrics.jsonl on rank 0; on every rank it finds a loss that is not finite.
 
-    def __init__(self, run: RunDir, state: TrainState, log_every: int, samples_per_step: int, *, write: bool) -> None:
+    Raises: OwnedError where it would write, if another life runs the run now.
+    """
+
+    def __init__(self, run: RunContext, state: TrainState, log_every: int, samples_per_step: int, *, write: bool) -> None:
         self.run, self.state, self.log_every, self.write = run, state, log_every, write
         self.samples_per_step = samples_per_step
         self.unread: list[Tensor] = []
         self.since, self.since_step = time.monotonic(), state.progress.step
         if write:
-            cut_to_step(run, state.progress.step)
+            cut_to_step(run.dir, state.progress.step)
 
     def step(self, loss: Tensor, epoch: int, lr: float) -> None:
         """Notes one step's loss; every `log_every` steps a line."""
@@ -68,8 +72,9 @@ class Curve:
 
     def _line(self, kind: str, **facts: Any) -> None:
         if self.write:
+            self.run.fence()  # a rank that was cut off works on until it looks: its successor writes the same steps
             rundir.append_lines(
-                self.run.metrics, [{"kind": kind, "step": self.state.progress.step, **facts, "time": time.time()}]
+                self.run.dir.metrics, [{"kind": kind, "step": self.state.progress.step, **facts, "time": time.time()}]
             )
 
 
