@@ -370,7 +370,7 @@ def test_a_search_goes_on_after_its_time_ends_and_after_a_killed_rank(bench: Lau
     assert search(bench, "sweep.per_node=2", "sweep.array_parallelism=1", "trainer.max_steps=300", trials=3).rc == 0
     sweep = bench.sweep_dir()
     until(lambda: len(bench.members()) >= 2 and sum(step(run) > 2 for run in bench.members().values()) >= 2, timeout=90)
-    first, second = list(bench.members().values())[:2]
+    first = next(iter(bench.members().values()))
     bench.ranks(first)[0].kill()
     until(lambda: lease.last_life(first) == 2 and step(first) > 3, timeout=60)
     assert slurm("scancel", "--signal=USR2", jobs(sweep)[0]).returncode == 0
@@ -378,4 +378,4 @@ def test_a_search_goes_on_after_its_time_ends_and_after_a_killed_rank(bench: Lau
     assert len(found) == 3 and {m["state"] for m in found.values()} == {"completed"}
     for run in bench.members().values():
         once(run, 300)
-    assert (lease.last_life(first), lease.last_life(second)) == (3, 2)
+    assert lease.last_life(first) == 3

@@ -45,6 +45,33 @@ def test_queue_decides_what_records_cannot_know(recorded: RunState, job: Job, sa
     assert with_scheduler(recorded, answer(job)).state == said
 
 
+def member(state: lease.State, code: int | None = None, *, claimed: bool = True) -> RunState:
+    return RunState(state, 1, code, "as recorded", slurm_job="7_3" if claimed else "7", sweep="grid-1", claimed=claimed)
+
+
+@pytest.mark.parametrize(("recorded", "job", "said"), [
+    (member("pending", claimed=False), Job("7", "RUNNING"), "pending"),  # of other members
+    (member("pending", claimed=False), Job("7", "PENDING", reason="Priority"), "pending"),
+    (member("pending", claimed=False), Job("7", "NODE_FAIL"), "lost"),
+    (member("pending"), Job("7_3", "RUNNING"), "running"),
+    (member("running"), Job("7_3", "PENDING", reason="BeginTime"), "pending"),
+    (member("stopped", USR2), Job("7_3", "RUNNING"), "pending"),  # the job does others: it has its turn again
+    (member("stopped", USR2), Job("7_3", "COMPLETED"), "stopped"),
+    (member("lost"), Job("7_3", "RUNNING"), "pending"),
+    (member("failed", 5), Job("7_3", "RUNNING"), "failed"),
+])  # fmt: skip
+def test_a_member_is_told_apart_from_the_others_of_its_job(recorded: RunState, job: Job, said: str) -> None:
+    assert with_scheduler(recorded, answer(job)).state == said
+
+
+def test_a_member_that_was_cancelled_is_stopped_while_its_job_does_others(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "x-1")
+    lease.life_dir(run, 1).mkdir(parents=True)
+    lease.note_cancelled(run, 1)
+    for state in (member("stopped", TERM), member("stopped", TERM, claimed=False)):
+        assert with_scheduler(state, answer(Job(str(state.slurm_job), "RUNNING")), run.path).state == "stopped"
+
+
 @pytest.mark.parametrize("recorded", [of("pending"), of("running"), of("lost")])
 def test_who_is_gone_without_an_end_is_lost_with_a_cause(recorded: RunState) -> None:
     state = with_scheduler(recorded, answer())

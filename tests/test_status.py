@@ -142,7 +142,7 @@ def test_json_has_every_fact(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert fact | {"ended": 0, "told": 0} == {
         "kind": "run", "name": "x-1", "path": str(tmp_path / "x-1"), "job": "train", "state": "failed", "life": 1, "code": 4,
         "message": "data: row 7 cannot be read. Mend it.", "note": "data: row 7 cannot be read. Mend it.",
-        "owner": fact["owner"], "slurm_job": None, "chain": [],
+        "owner": fact["owner"], "slurm_job": None, "chain": [], "sweep": "", "claimed": True,
         "step": 4, "steps": 30, "epoch": 1, "epochs": 10, "ended": 0, "told": 0,
         "best": {"name": "auc", "value": 0.75, "low": 0.5, "high": 1.0, "n": 24, "epoch": 1},
     }  # fmt: skip

@@ -145,7 +145,7 @@ def _send(
     rundir.guard(options.access)
     waves = submit.chain(config)
     junit = str(options.junit.absolute()) if options.junit else None
-    facts = {"per_node": beside, "threads": first.plan.threads, "jobs": jobs.count * waves, "junit": junit}
+    facts: dict[str, Any] = {"per_node": beside, "threads": first.plan.threads, "jobs": jobs.count * waves, "junit": junit}
     life = lease.take(sweep.dir, 1, over=over, kind="slurm", job=None, restart=0, **facts)
     taken: list[tuple[RunDir, int]] = []
     try:

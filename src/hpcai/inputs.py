@@ -64,8 +64,11 @@ def fingerprint(data: Data) -> list[Input]:
     Raises: DataError if something is missing, is no plain file, or has another digest than `data.sha256`.
     """
     files = list_files(data)
-    with ThreadPoolExecutor(4) as pool:
-        inputs = list(pool.map(digest_file, files))
+    if len(files) == 1:
+        inputs = [digest_file(files[0])]
+    else:
+        with ThreadPoolExecutor(4) as pool:
+            inputs = list(pool.map(digest_file, files))
     if data.sha256 is not None and inputs[0].sha256 != data.sha256:
         raise DataError(
             f"data.sha256={data.sha256[:12]}...: the file has {inputs[0].sha256[:12]}... "

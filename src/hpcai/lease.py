@@ -74,14 +74,17 @@ def life_dir(run: RunDir, life: int) -> Path:
     return run.lives / f"{life:04d}"
 
 
-def take(run: RunDir, ranks: int, *, over: int = 0, **facts: object) -> int:
+def take(run: RunDir, ranks: int, *, over: int = 0, after: int | None = None, **facts: object) -> int:
     """Starts the next life of a run that nobody runs, for this process; returns its number.
 
-    `over`: a life that is over, whatever its records say: the scheduler knows. `facts`: more for owner.json.
+    `over`: a life that is over, whatever its records say: the scheduler knows. `after`: the newest life when it was decided
+    that there shall be another one: whoever was faster has done what there was to do. `facts`: more for owner.json.
 
-    Raises: OwnedError if somebody runs it, or took it at this moment.
+    Raises: OwnedError if somebody runs it, or took it at this moment, or since `after`.
     """
     state = read_state(run)
+    if after is not None and state.life != after:
+        raise OwnedError(f"run={run.path.name}: another launch was faster.")
     if state.state in ("pending", "running") and state.life != over:
         raise OwnedError(f"run={run.path.name}: {state.owner} runs it. Wait for it, or stop it by SIGTERM to that process.")
     life = state.life + 1

@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcai import arrays, hunt, lease, requeue, rundir, runs, scheduler, script, standings, submit, watch
-from hpcai.errors import HpcaiError, RunError
+from hpcai.errors import HpcaiError, OwnedError, RunError
 from hpcai.lease import RunState
 from hpcai.output import steady
 from hpcai.plan import JobPlan
 from hpcai.pool import VANISHED, Job, Pool, TrialPool, code_of, name_of, read_job
 from hpcai.queue import ACTIVE, Entry, Queue, Running, Share, Slots
-from hpcai.rundir import RunDir
+from hpcai.runs import Member
 from hpcai.submit import Frozen
 
 # --- starting one
@@ -43,7 +43,7 @@ class Steps:
         Raises: OwnedError if another job was faster; Faults if it cannot go on as it began; OSError for a full disk.
         """
         run, plan = entry.dir, entry.plan
-        life = self._claim(run, plan)
+        life = self._claim(entry.member, plan)
         if entry.member.needs or not run.plan.is_file():
             submit.prepare(run, arrays.shared_by(plan, self.job.beside), entry.config, entry.files, self.frozen)
         run.submitit.mkdir(exist_ok=True)
@@ -59,23 +59,25 @@ class Steps:
         self.job.say(f"{name_of(entry.member)} starts, life {life}")
         return life
 
-    def _claim(self, run: RunDir, plan: JobPlan) -> int:
-        """The life that waits for a job, or the one after those that have ended."""
-        life = lease.last_life(run)
-        owner = lease.read_owner(run, life)
-        if (
-            "sweep" in owner
-            and owner.get("job") is None
-            and lease.is_untouched(run, life)
-            and lease.claim(run, life, self.job.start)
-        ):
+    def _claim(self, member: Member, plan: JobPlan) -> int:
+        """The life that waits for a job, or the one after those that have ended.
+
+        Raises: OwnedError if another job has it by now, or has done it.
+        """
+        run, life = member.dir, lease.last_life(member.dir)
+        if self.pool.verdict(member)[1] != "go":
+            raise OwnedError(f"run={member.run_id}: another job was faster.")
+        owner, who = lease.read_owner(run, life), lease.claimed_by(run, life)
+        if "sweep" in owner and owner.get("job") is None and not who:
+            if not (lease.is_untouched(run, life) and lease.claim(run, life, self.job.start)):
+                raise OwnedError(f"run={member.run_id}: another job was faster.")
             lease.give_to_job(run, life, self.job.id)
             return life
-        holder = lease.claimed_by(run, life).partition(" ")[0]
+        holder = who.partition(" ")[0]
         over = life if holder == self.job.id or ("sweep" in owner and holder.partition("_")[0] not in self.job.arrays) else 0
         where = owner.get("sweep") or os.path.relpath(self.job.sweep.path, run.path.parent)
-        restart = int(self.job.start.partition(" ")[2])
-        life = lease.take(run, plan.ranks, over=over, kind="slurm", job=self.job.id, restart=restart, sweep=where)
+        facts = {"kind": "slurm", "job": self.job.id, "restart": int(self.job.start.partition(" ")[2]), "sweep": where}
+        life = lease.take(run, plan.ranks, over=over, after=life, **facts)
         lease.claim(run, life, self.job.start)
         return life
 

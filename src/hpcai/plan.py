@@ -374,8 +374,9 @@ def read_config(run: RunDir) -> Config:
     """
     import yaml
 
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return Config.model_validate(yaml.safe_load(run.config.read_text("utf-8")))
+        return Config.model_validate(yaml.load(run.config.read_text("utf-8"), Loader=fast))
     except (OSError, yaml.YAMLError, ValidationError) as e:
         raise PlanError(f"run={run.path.name}: its config.yaml is damaged. Start the same command again.") from e
 

@@ -116,6 +116,7 @@ class Pool(Source):
     began: dict[str, float] = field(default_factory=dict)
     failed: list[int] = field(default_factory=list)  # codes of those that failed here
     looked: float = 0.0
+    gone: set[tuple[str, int]] = field(default_factory=set)  # lives whose step ended here, whatever their records say
     told: bool = False  # Slurm says that this start ends, which it does once, up to a minute early
 
     def next(self) -> Entry | None:
@@ -160,7 +161,7 @@ class Pool(Source):
     def ready(self) -> Iterator[Member]:
         """Those that could start now, whatever time is left."""
         for member in list(self.left):
-            state, verdict = self._verdict(member)
+            state, verdict = self.verdict(member)
             if verdict == "over":
                 self.left.remove(member)
                 self.over[member.run_dir] = state
@@ -170,18 +171,20 @@ class Pool(Source):
                 elif why != "wait":
                     self._refuse(member, why, PlanError.code)
 
-    def _verdict(self, member: Member) -> tuple[RunState, Verdict]:
+    def verdict(self, member: Member) -> tuple[RunState, Verdict]:
+        """Its state, and whether it may start here, runs or waits elsewhere, or comes no more."""
         run, state = member.dir, runs.state_of(member.dir)
         if state.state in ("completed", "failed", "unreadable"):
             return state, "over"
         if lease.is_cancelled(run, state.life):
             return state, "wait" if state.state in ACTIVE else "over"
-        if state.state == "new" or not state.claimed:
-            return state, "go" if state.state in ("new", "pending") else "wait"
         who = lease.claimed_by(run, state.life)
+        if state.state == "new" or not (state.claimed or who):
+            return state, "go" if state.state in ("new", "pending") else "wait"
         holder = who.partition(" ")[0]
         mine = holder == self.job.id or bool(holder and state.sweep and holder.partition("_")[0] not in self.job.arrays)
-        if mine and (who != self.job.start or state.state not in ACTIVE):  # of an earlier start, or of jobs that are gone
+        over = state.state not in ACTIVE or (member.run_dir, state.life) in self.gone
+        if mine and (who != self.job.start or over):  # of an earlier start, or of jobs that are gone
             state = state if state.state == "stopped" else replace(state, state="lost", code=5, message=VANISHED)
         if state.state == "stopped" or (state.state == "lost" and mine):
             return self._again(member, state)
@@ -229,6 +232,8 @@ class Pool(Source):
         member, key = entry.member, entry.plan.run_dir
         self.looked = 0.0
         self.told |= state.code == 128 + signal.SIGUSR2
+        if state.state == "lost":
+            self.gone.add((key, state.life))
         if key in self.began:
             self.took[entry.plan.job] = max(self.took.get(entry.plan.job, 0.0), time.monotonic() - self.began.pop(key))
             self.job.say(f"{name_of(member)} {state.state}{f': {state.message}' if state.message else ''}")

@@ -401,5 +401,6 @@ def write_config(run: RunDir, config: Config) -> None:
     """Writes config.yaml, whole or not at all."""
     import yaml
 
-    text: str = yaml.safe_dump(config.to_plain(), sort_keys=False, allow_unicode=True)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's, where it was built in: a sweep writes hundreds
+    text: str = yaml.dump(config.to_plain(), Dumper=dumper, sort_keys=False, allow_unicode=True)
     rundir.write_bytes(run.config, text.encode())

@@ -264,7 +264,7 @@ def run_grid(words: list[str], options: Options) -> int:
     ]
     if changed:
         raise Faults(changed)
-    sweep = _sweep(words, entries, options)
+    sweep = sweep_of(words, entries, options)
     done = sum(state == "completed" for state in states.values())
     print(_describe(sweep, entries, done), flush=True)
     for warning in dict.fromkeys(w for e in entries for w in e.plan.warnings):
@@ -284,7 +284,7 @@ def run_grid(words: list[str], options: Options) -> int:
     return Driver(Members(sweep, list(entries)), options).run([e.plan.job for e in entries])
 
 
-def _sweep(words: list[str], entries: Sequence[Entry], options: Options) -> Sweep:
+def sweep_of(words: list[str], entries: Sequence[Entry], options: Options) -> Sweep:
     """What members.json will say.
 
     Raises: PlanError if a sweep of other members lies in its place.

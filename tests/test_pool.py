@@ -1,0 +1,304 @@
+"""What a job of a sweep may start, over real folders as the submitter leaves them; no Slurm is there. With one: test_pack."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_words, until
+
+from hpcai import arrays, lease, pack, rundir, scheduler, submit
+from hpcai.driver import Options
+from hpcai.errors import OwnedError, PlanError
+from hpcai.pack import Steps
+from hpcai.pool import Job, Pool, read_job
+from hpcai.queue import Entry, Share
+from hpcai.rundir import RunDir
+from hpcai.runs import Sweep
+from hpcai.submit import Frozen
+from hpcai.sweep import plan_members, sweep_of
+
+SHARE = Share(1, 0.0, ())
+Send = Callable[..., Sweep]
+
+
+@pytest.fixture
+def send(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Send:
+    """Sends a sweep of so many seeds to a Slurm that takes everything as job 77; its srun does what the file says."""
+    monkeypatch.setattr(scheduler, "unavailable", lambda: "")
+    monkeypatch.setattr(scheduler, "submitted", lambda: 0)
+    monkeypatch.setattr(scheduler, "named", lambda *_: None)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    srun(tmp_path, "sleep 60")
+
+    def given(run: RunDir, plan: Any, life: int, waves: Any, needs: Any = ()) -> list[str]:
+        lease.give_to_job(run, life, "77", ["77"])
+        return ["77"]
+
+    monkeypatch.setattr(submit, "send", given)
+
+    def sent(*words: str) -> Sweep:
+        told = tiny_words(tiny_npz) | {"runs_dir": str(tmp_path / "runs"), "cluster": "testbed", "resources.timeout_min": "10"}
+        line = [f"{k}='{v}'" if "/" in v else f"{k}={v}" for k, v in told.items()] + ["resources.cpus_per_task=1", *words]
+        entries = plan_members(line, Options())
+        sweep = sweep_of(line, entries, Options())
+        assert arrays.send(sweep, entries, Options()) == 0
+        return sweep
+
+    return sent
+
+
+def srun(home: Path, does: str) -> None:
+    """From now on a step is this."""
+    (home / "bin" / "srun").write_text(f"#!/bin/bash\n{does}\n")
+    (home / "bin" / "srun").chmod(0o755)
+
+
+def job(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, task: int = 0, restart: int = 0, elapsed: float = 0.0) -> Job:
+    """One of its jobs."""
+    for name, value in {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": str(78 + task)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+    return read_job(sweep.path, elapsed)
+
+
+def at_work(job: Job) -> tuple[Pool, Steps]:
+    pool = Pool(job, list(job.sweep.members))
+    return pool, Steps(job, pool, Frozen(job.sweep.dir.code, rundir.read_json(job.sweep.dir.environment)))
+
+
+def upcoming(pool: Pool) -> Entry:
+    pool.looked = 0.0
+    entry = pool.next()
+    assert entry is not None
+    return entry
+
+
+def ends(run: RunDir, code: int = 0, message: str = "") -> None:
+    """Its rank begins and ends."""
+    life = lease.last_life(run)
+    lease.append(run, life, 0, "begin", **lease.me())
+    lease.append(run, life, 0, "end", code=code, message=message)
+
+
+# --- who takes what
+
+
+def test_of_two_jobs_that_look_at_once_one_takes_the_member(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0,1")
+    (one, ours), (other, theirs) = (at_work(job(sweep, monkeypatch, task)) for task in (0, 1))
+    mine, same = upcoming(one), upcoming(other)
+    assert mine.plan.run_id == same.plan.run_id
+    assert ours.start(mine, SHARE) == 1
+    with pytest.raises(OwnedError):
+        theirs.start(same, SHARE)
+    assert upcoming(other).plan.run_id != mine.plan.run_id
+    assert lease.read_owner(mine.dir, 1)["job"] == "77_0"
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, "completed"), (5, "failed")])
+def test_who_looked_before_another_job_did_it_does_it_not_again(
+    send: Send, monkeypatch: pytest.MonkeyPatch, code: int, state: str
+) -> None:
+    sweep = send("seed=0")
+    (one, ours), (other, theirs) = (at_work(job(sweep, monkeypatch, task)) for task in (0, 1))
+    mine, stale = upcoming(one), upcoming(other)
+    ours.start(mine, SHARE)
+    ends(mine.dir, code, "no.")
+    with pytest.raises(OwnedError):
+        theirs.start(stale, SHARE)
+    assert lease.last_life(mine.dir) == 1 and lease.read_state(mine.dir).state == state
+    pool = at_work(job(sweep, monkeypatch, 1))[0]
+    assert pool.next() is None and pool.is_over()
+
+
+def test_what_a_job_held_when_it_was_killed_is_its_own_in_its_next_start_alone(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the claim and the note of the job, and after it."""
+    sweep = send("seed=0,1")
+    runs = [member.dir for member in sweep.members]
+    lease.claim(runs[0], 1, "77_0 0")
+    lease.claim(runs[1], 1, "77_0 0")
+    lease.give_to_job(runs[1], 1, "77_0")
+    assert at_work(job(sweep, monkeypatch, 1))[0].next() is None
+    assert at_work(job(sweep, monkeypatch, 0))[0].next() is None  # the same start: that is this process
+    pool, steps = at_work(job(sweep, monkeypatch, 0, restart=1))
+    assert [steps.start(upcoming(pool), SHARE) for _ in runs] == [2, 2]
+    assert pool.next() is None and not pool.is_over()
+
+
+def test_a_member_that_was_stopped_goes_on_in_any_job_and_a_cancelled_one_in_none(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = send("seed=0,1")
+    pool, steps = at_work(job(sweep, monkeypatch))
+    first, second = (upcoming(pool), None)
+    steps.start(first, SHARE)
+    second = upcoming(pool)
+    steps.start(second, SHARE)
+    lease.append(first.dir, 1, 0, "progress", step=3)
+    ends(first.dir, 128 + signal.SIGUSR2, "stopped.")
+    lease.note_cancelled(second.dir, 1)
+    ends(second.dir, 128 + signal.SIGTERM, "stopped.")
+    other, theirs = at_work(job(sweep, monkeypatch, 1))
+    assert theirs.start(upcoming(other), SHARE) == 2 and lease.last_life(first.dir) == 2
+    assert other.next() is None and [m.run_id for m in other.left] == [first.plan.run_id]
+
+
+def test_after_a_word_that_the_time_ends_nobody_is_started(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes once, up to a minute early: who began after it would be killed without one."""
+    pool, steps = at_work(job(send("seed=0,1"), monkeypatch))
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    ends(entry.dir, 128 + signal.SIGUSR2, "stopped.")
+    pool.ended(entry, lease.read_state(entry.dir))
+    assert pool.next() is None and pool.startable() == 2
+
+
+def test_a_member_is_begun_only_with_as_much_time_as_the_longest_took(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0,1")
+    assert at_work(job(sweep, monkeypatch, elapsed=410))[0].next() is not None  # 480 s in all: a tenth of 600 is left
+    pool = at_work(job(sweep, monkeypatch, elapsed=425))[0]
+    assert pool.next() is None and pool.startable() == 2
+    pool = at_work(job(sweep, monkeypatch, elapsed=100))[0]
+    pool.took["train"] = 400.0
+    assert pool.next() is None
+    pool.took["train"], pool.looked = 300.0, 0.0
+    assert pool.next() is not None
+
+
+def test_a_process_outside_of_slurm_or_of_another_job_starts_nothing(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0")
+    monkeypatch.setattr(scheduler, "look", lambda *_, **__: scheduler.Answer({}, queue=False, accounting=False))
+    with pytest.raises(PlanError, match="is no job of Slurm"):
+        read_job(sweep.path, 0.0)
+    monkeypatch.setenv("SLURM_JOB_ID", "99")
+    with pytest.raises(OwnedError):
+        read_job(sweep.path, 0.0)
+    monkeypatch.setattr(scheduler, "look", lambda *_, **__: scheduler.Answer({}, queue=True, accounting=False))
+    assert read_job(sweep.path, 0.0).life == 2  # those that had it are gone
+
+
+# --- what needs what
+
+
+def test_what_needs_a_failed_member_is_cancelled_in_its_own_records(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("pipeline=[train,evaluate]", "seed=0")
+    pool, steps = at_work(job(sweep, monkeypatch))
+    train = upcoming(pool)
+    assert train.member.job == "train"
+    steps.start(train, SHARE)
+    pool.looked = 0.0
+    assert pool.next() is None and len(pool.left) == 2
+    ends(train.dir, 5, "the loss is nan.")
+    pool.looked = 0.0
+    assert pool.next() is None and pool.is_over()
+    evaluate = next(o for o in pool.outcomes() if o.member.job == "evaluate")
+    assert evaluate.state == "cancelled" and evaluate.message.startswith(f"cancelled: needs {train.plan.run_id}, which failed")
+    assert lease.read_state(evaluate.member.dir).code == 3
+
+
+# --- how a step ends
+
+
+@pytest.mark.parametrize(("does", "state", "says"), [
+    ("exit 0", "failed", "its step ended with 0 before any rank began"),
+    ("exit 3", "failed", "its step ended with 3 before any rank began"),
+    ("kill -9 $$", "lost", "vanished without a word"),
+])  # fmt: skip
+def test_a_step_that_ends_before_its_rank_begins_is_no_run(
+    send: Send, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, does: str, state: str, says: str
+) -> None:
+    sweep = send("seed=0")
+    srun(tmp_path, does)
+    pool, steps = at_work(job(sweep, monkeypatch))
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    until(lambda: steps.state(entry).state != "pending")
+    assert steps.state(entry).state == state and says in steps.state(entry).message
+    pool.ended(entry, steps.state(entry))
+    assert (pool.next() is not None) == (state == "lost")
+
+
+def test_a_step_gets_its_life_its_code_and_its_part_of_the_node(
+    send: Send, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sweep = send("resources.gpus_per_node=1", "seed=0,1")
+    srun(tmp_path, f'echo "$@" > {tmp_path}/words; echo "$HPCAI_LIFE $PYTHONPATH" > {tmp_path}/env')
+    pool, steps = at_work(job(sweep, monkeypatch))
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    until(lambda: (tmp_path / "env").is_file() and (tmp_path / "env").read_text().endswith("\n"))
+    words = (tmp_path / "words").read_text().split()
+    assert {"--exact", "--nodes=1", "--ntasks=1", "--gpus-per-node=1", "--mem=0", "--cpus-per-task=1"} <= set(words)
+    assert words[-5:] == [sys.executable, "-u", "-m", "hpcai.worker", str(entry.dir.path)]
+    assert f"--output={entry.dir.submitit}/77_0-1_%t_log.out" in words
+    life, path = (tmp_path / "env").read_text().split()
+    assert life == "1" and path.split(":")[0] == str(entry.dir.code)
+
+
+# --- the end
+
+
+def finish(job: Job, pool: Pool, asked: tuple[int, ...] = ()) -> None:
+    job.begun.mkdir(exist_ok=True)
+    (job.begun / job.id).touch()
+    pack._finish(job, pool, asked)
+
+
+def test_the_job_that_finds_all_ended_writes_the_sweeps_end(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0,1")
+    mine = job(sweep, monkeypatch)
+    pool, steps = at_work(mine)
+    for code in (0, 5):
+        entry = upcoming(pool)
+        steps.start(entry, SHARE)
+        ends(entry.dir, code, "no.")
+    finish(mine, pool)
+    state = lease.read_state(sweep.dir)
+    assert (state.state, state.code) == ("failed", 5) and state.message.startswith("1 of 2 did not end well.")
+    assert [m["state"] for m in rundir.read_json(sweep.path / "results.json")["members"]] == ["completed", "failed"]
+
+
+@pytest.mark.parametrize(("jobs", "again"), [(1, True), (2, True), (3, False)])
+def test_a_job_comes_again_for_what_those_that_have_not_begun_cannot_hold(
+    send: Send, monkeypatch: pytest.MonkeyPatch, jobs: int, again: bool
+) -> None:
+    sweep = send("sweep.per_node=1", "seed=range(0,3)")
+    owner = lease.life_dir(sweep.dir, 1) / "owner.json"
+    rundir.write_json(owner, rundir.read_json(owner) | {"jobs": jobs})
+    asked: list[str] = []
+    monkeypatch.setattr(scheduler, "requeue", lambda id, *_: asked.append(id) or "")
+    mine = job(sweep, monkeypatch, elapsed=500)
+    pool, _ = at_work(mine)
+    lease.claim(sweep.members[0].dir, 1, "77_5 0")  # another job has one
+    assert pool.next() is None
+    finish(mine, pool)
+    assert asked == ["77_0"] * again and lease.read_state(sweep.dir).state == "pending"
+    finish(mine, pool, (signal.SIGTERM,))  # Slurm ends it, and decides
+    assert asked == ["77_0"] * again
+
+
+def test_a_cancelled_sweep_ends_when_the_last_of_its_jobs_has_stopped(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0,1")
+    (one, ours), (_, theirs) = (at_work(job(sweep, monkeypatch, task)) for task in (0, 1))
+    mine = upcoming(one)
+    ours.start(mine, SHARE)
+    running = upcoming(one)
+    theirs.start(running, SHARE)
+    lease.append(running.dir, 1, 0, "begin", **lease.me())
+    lease.note_cancelled(sweep.dir, 1)
+    ends(mine.dir, 128 + signal.SIGTERM, "stopped.")
+    finish(job(sweep, monkeypatch), one, (signal.SIGTERM,))
+    assert lease.read_state(sweep.dir).state == "pending"
+    lease.append(running.dir, 1, 0, "end", code=128 + signal.SIGTERM, message="stopped.")
+    finish(job(sweep, monkeypatch, 1), at_work(job(sweep, monkeypatch, 1))[0], (signal.SIGTERM,))
+    assert lease.read_state(sweep.dir).code == 128 + signal.SIGTERM
+    assert time.time() - (lease.read_state(sweep.dir).ended or 0) < 60
