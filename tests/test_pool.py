@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hpcai.pool import Job, Pool, read_job
 from hpcai.queue import Entry, Share
 from hpcai.rundir import RunDir
 from hpcai.runs import Sweep
+from hpcai.scheduler import Answer
 from hpcai.submit import Frozen
 from hpcai.sweep import plan_members, sweep_of
 
@@ -33,6 +34,7 @@ def send(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sen
     monkeypatch.setattr(scheduler, "unavailable", lambda: "")
     monkeypatch.setattr(scheduler, "submitted", lambda: 0)
     monkeypatch.setattr(scheduler, "named", lambda *_: None)
+    slurm_says(monkeypatch, "RUNNING")
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     srun(tmp_path, "sleep 60")
@@ -54,6 +56,15 @@ def send(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sen
     return sent
 
 
+def slurm_says(monkeypatch: pytest.MonkeyPatch, state: str, nodes: str = "n1", *, answers: bool = True) -> None:
+    """Of every job that it is asked about."""
+
+    def look(ids: Iterable[str], **_: Any) -> Answer:
+        return Answer({id: scheduler.Job(id, state, nodes=nodes) for id in ids} if answers else {}, answers, answers)
+
+    monkeypatch.setattr(scheduler, "look", look)
+
+
 def srun(home: Path, does: str) -> None:
     """From now on a step is this."""
     (home / "bin" / "srun").write_text(f"#!/bin/bash\n{does}\n")
@@ -65,6 +76,7 @@ def job(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, task: int = 0, restart: i
     for name, value in {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": str(78 + task)}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
     return read_job(sweep.path, elapsed)
 
 
@@ -176,14 +188,30 @@ def test_a_member_is_begun_only_with_as_much_time_as_the_longest_took(send: Send
 
 def test_a_process_outside_of_slurm_or_of_another_job_starts_nothing(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = send("seed=0")
-    monkeypatch.setattr(scheduler, "look", lambda *_, **__: scheduler.Answer({}, queue=False, accounting=False))
+    slurm_says(monkeypatch, "", answers=False)
     with pytest.raises(PlanError, match="is no job of Slurm"):
         read_job(sweep.path, 0.0)
     monkeypatch.setenv("SLURM_JOB_ID", "99")
     with pytest.raises(OwnedError):
         read_job(sweep.path, 0.0)
-    monkeypatch.setattr(scheduler, "look", lambda *_, **__: scheduler.Answer({}, queue=True, accounting=False))
+    slurm_says(monkeypatch, "NODE_FAIL")
     assert read_job(sweep.path, 0.0).life == 2  # those that had it are gone
+
+
+def test_a_job_that_was_cut_off_leaves_all_to_its_next_start(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0,1")
+    old = job(sweep, monkeypatch)
+    old.begin()
+    pool, steps = at_work(old)
+    entry, stale = upcoming(pool), upcoming(pool)
+    steps.start(entry, SHARE)
+    job(sweep, monkeypatch, restart=1).begin()
+    asked: list[str] = []
+    monkeypatch.setattr(scheduler, "requeue", lambda id, *_: asked.append(id) or "")
+    for what in (lambda: steps.start(stale, SHARE), lambda: pack._finish(old, pool, ()), old.begin):
+        with pytest.raises(OwnedError, match="a later start of job 77_0"):
+            what()
+    assert not asked and lease.read_state(sweep.dir).state == "pending"
 
 
 # --- what needs what
@@ -227,6 +255,26 @@ def test_a_step_that_ends_before_its_rank_begins_is_no_run(
     assert (pool.next() is not None) == (state == "lost")
 
 
+@pytest.mark.parametrize(("state", "nodes"), [("PENDING", ""), ("RUNNING", "n2"), ("COMPLETING", "n1")])
+def test_steps_that_vanish_with_their_job_are_not_judged_by_the_start_that_lives_on(
+    send: Send, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, nodes: str
+) -> None:
+    """A node that Slurm has given up: its job is queued again, or runs elsewhere."""
+    sweep = send("seed=0")
+    srun(tmp_path, "exit 1")
+    pool, steps = at_work(job(sweep, monkeypatch))
+    entry = upcoming(pool)
+    slurm_says(monkeypatch, state, nodes, answers=False)
+    steps.start(entry, SHARE)
+    until(lambda: steps._steps[entry.plan.run_dir][1].poll() is not None)
+    assert steps.state(entry).state == "pending"  # nobody knows
+    slurm_says(monkeypatch, state, nodes)
+    steps._asked = 0.0
+    with pytest.raises(OwnedError, match="Slurm has ended this start of job 77_0"):
+        steps.state(entry)
+    assert lease.read_state(entry.dir).state == "pending" and lease.last_life(entry.dir) == 1
+
+
 def test_a_step_gets_its_life_its_code_and_its_part_of_the_node(
     send: Send, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -248,8 +296,7 @@ def test_a_step_gets_its_life_its_code_and_its_part_of_the_node(
 
 
 def finish(job: Job, pool: Pool, asked: tuple[int, ...] = ()) -> None:
-    job.begun.mkdir(exist_ok=True)
-    (job.begun / job.id).touch()
+    job.begin()
     pack._finish(job, pool, asked)
 
 

@@ -8,6 +8,7 @@ next start, or for another job. The one that finds all ended writes the sweep's 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -35,7 +36,8 @@ class Steps:
 
     def __init__(self, job: Job, pool: Pool, frozen: Frozen) -> None:
         self.job, self.pool, self.frozen = job, pool, frozen
-        self._steps: dict[str, subprocess.Popen[bytes]] = {}  # by run_dir
+        self._steps: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}  # by run_dir: its life and srun
+        self._asked, self._held = -math.inf, False
 
     def start(self, entry: Entry, share: Share) -> int:
         """Its new life. What a step holds of the node is Slurm's to choose.
@@ -53,7 +55,7 @@ class Steps:
         env = {**os.environ, "HPCAI_LIFE": str(life), "PYTHONPATH": submit.pythonpath(run.code)}
         with submit.apart(run.submitit / f"{log}_srun.log"):
             process = subprocess.Popen(words, env=env)
-        self._steps[plan.run_dir] = process
+        self._steps[plan.run_dir] = (life, process)
         lease.hand_over(run, life, process.pid)
         self.pool.began[plan.run_dir] = time.monotonic()
         self.job.say(f"{name_of(entry.member)} starts, life {life}")
@@ -64,6 +66,7 @@ class Steps:
 
         Raises: OwnedError if another job has it by now, or has done it.
         """
+        self.job.check()
         run, life = member.dir, lease.last_life(member.dir)
         if self.pool.verdict(member)[1] != "go":
             raise OwnedError(f"run={member.run_id}: another job was faster.")
@@ -81,19 +84,37 @@ class Steps:
         lease.claim(run, life, self.job.start)
         return life
 
+    def _is_ours(self) -> bool:
+        """Whether what vanished is ours to judge; not before Slurm has said so.
+
+        Where a node is given up by Slurm, steps vanish and those who started them live on: all of it begins anew elsewhere.
+
+        Raises: OwnedError if Slurm has ended this start.
+        """
+        if time.monotonic() - self._asked < scheduler.POLL_S:
+            return self._held
+        held = self.job.is_held()
+        if held is False:
+            raise OwnedError(
+                f"sweep={self.job.sweep.id}: Slurm has ended this start of job {self.job.id}. Its next one goes on."
+            )
+        self._asked, self._held = time.monotonic(), bool(held)
+        return self._held
+
     def reap(self) -> None:
         """Waits for steps that have ended."""
-        for process in self._steps.values():
+        for _, process in self._steps.values():
             process.poll()
 
     def state(self, entry: Entry) -> RunState:
         """By its records; where its step has ended without them, no rank lives whatever they say."""
-        process = self._steps.get(entry.plan.run_dir)
-        over = process is not None and process.poll() is not None
+        life, process = self._steps[entry.plan.run_dir]
+        over = process.poll() is not None
         state = runs.state_of(entry.dir)
-        if process is None or not over or state.state not in ACTIVE:
+        if state.life != life:  # it was stopped, and goes on in another job
+            return RunState("stopped", life, message="goes on elsewhere.")
+        if not over or state.state not in ACTIVE or not self._is_ours():
             return state
-        life = lease.last_life(entry.dir)
         told = lease.outline(entry.dir, life)
         began, code = any(r["event"] == "begin" for rank in told.values() for r in rank), process.returncode
         if not began and 0 <= code < 128:  # time does not cure it; a signal's end it may
@@ -120,8 +141,7 @@ def main(argv: list[str]) -> int:
         if lease.read_state(job.sweep.dir).state not in ACTIVE:
             job.say("all runs have ended.")
             return 0
-        job.begun.mkdir(exist_ok=True)
-        (job.begun / job.id).touch()
+        job.begin()
         pool = _pool(job)
         _drive(job, pool, frozen, asked)
         _finish(job, pool, asked)
@@ -146,6 +166,7 @@ def _drive(job: Job, pool: Pool, frozen: Frozen, asked: list[int]) -> None:
     steps = Steps(job, pool, frozen)
 
     def look(running: Sequence[Running]) -> None:
+        job.check()
         if not asked and job.is_cancelled:
             asked.append(signal.SIGTERM)
 
@@ -161,6 +182,7 @@ def _drive(job: Job, pool: Pool, frozen: Frozen, asked: list[int]) -> None:
 
 def _finish(job: Job, pool: Pool, asked: Sequence[int]) -> None:
     """The sweep's end, if this was the last; or the next start of this job, if members are left that no other job will take."""
+    job.check()
     ready, cancelled = pool.startable(), job.is_cancelled
     if pool.is_over() or (cancelled and not any(runs.state_of(m.dir).state in ACTIVE for m in pool.members())):
         conclude(job, pool, cancelled=cancelled)

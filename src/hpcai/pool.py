@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from hpcai import lease, queued, requeue, runs, scheduler, script, standings
+from hpcai import lease, queued, requeue, rundir, runs, scheduler, script, standings
 from hpcai.config.schema import Config
 from hpcai.context import current_job, this_start
-from hpcai.errors import HpcaiError, PlanError, RunError, one_line
+from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError, one_line
 from hpcai.hunt import Hunt
 from hpcai.lease import RunState
 from hpcai.plan import make_plan, read_config, read_plan
@@ -60,6 +60,36 @@ class Job:
     def is_cancelled(self) -> bool:
         """Somebody has cancelled the whole sweep."""
         return lease.is_cancelled(self.sweep.dir, self.life)
+
+    @property
+    def is_past(self) -> bool:
+        """A later start of this job is at work: this one was cut off, and all that it knows is out of date."""
+        try:
+            newest = (self.begun / self.id).read_text("utf-8")
+        except FileNotFoundError:
+            return False
+        return int(newest or 0) > int(self.start.partition(" ")[2])
+
+    def begin(self) -> None:
+        """Notes that this start is at work.
+
+        Raises: OwnedError if a later one is.
+        """
+        self.begun.mkdir(exist_ok=True)
+        self.check()
+        rundir.write_bytes(self.begun / self.id, self.start.partition(" ")[2].encode())
+
+    def check(self) -> None:
+        """Raises: OwnedError if a later start is at work."""
+        if self.is_past:
+            raise OwnedError(f"sweep={self.sweep.id}: a later start of job {self.id} is at work. Nothing was started.")
+
+    def is_held(self) -> bool | None:
+        """Whether Slurm still has this start on its nodes; None: it does not answer."""
+        answer = scheduler.look([self.id], history=False)
+        known = answer.jobs.get(self.id)
+        here = one_line(os.environ.get("SLURM_JOB_NODELIST", ""), 200)
+        return (known is not None and known.state == "RUNNING" and known.nodes == here) if answer.queue else None
 
     @property
     def left_s(self) -> float:
@@ -136,7 +166,7 @@ class Pool(Source):
 
     def rests(self) -> bool:
         """Nothing is to be started, or was there to be a moment ago."""
-        return self.told or time.monotonic() - self.looked < LOOK_S or self.job.is_cancelled
+        return self.told or self.job.is_past or time.monotonic() - self.looked < LOOK_S or self.job.is_cancelled
 
     def has_time(self, verb: str) -> bool:
         """As much as the longest of its kind took here; where none has ended yet, a tenth of the whole."""
