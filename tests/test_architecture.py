@@ -24,7 +24,7 @@ LIGHT = [
     "lease inputs journal scheduler preflight",
     "redaction",
     "context cluster limits runs search",
-    "plan queued meter",
+    "plan queued meter provenance",
     "worker experiments script requeue proposal",
     "forkserver submit",
     "watch queue standings",

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import tiny_words, until
 
-from hpcai import forkserver, lease, submit
+from hpcai import forkserver, lease, provenance, submit
 from hpcai.config.check import load
 from hpcai.context import HELD_SIGNALS
 from hpcai.forkserver import Client, Request
@@ -28,7 +28,7 @@ Open = Callable[..., Client]
 @pytest.fixture
 def prepare(tiny_npz: Path, tmp_path: Path, light_package: Path) -> Prepare:
     """A run folder, linked to the package with the light job, a life taken, and what a driver asks for."""
-    facts = {**submit.environment(), "code_sha256": "0" * 64}
+    facts = {**provenance.environment(), "code_sha256": "0" * 64}
 
     def one(*more: str, seed: int = 0, ranks: int = 1) -> tuple[RunDir, Request]:
         words = tiny_words(tiny_npz) | {"runs_dir": str(tmp_path / "runs"), "resources.tasks_per_node": str(ranks)}

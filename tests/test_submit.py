@@ -21,7 +21,7 @@ from conftest import tiny_words
 from fake_slurm import FakeSlurm
 
 import hpcai
-from hpcai import lease, rundir, submit
+from hpcai import lease, provenance, rundir, submit
 from hpcai.config.check import load
 from hpcai.config.schema import Config
 from hpcai.errors import DataError, Faults, HpcaiError, PlanError
@@ -68,7 +68,7 @@ def test_the_environment_names_the_commit_and_the_uncommitted(prepared: Any) -> 
     def git(*words: str) -> bytes:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, check=True).stdout
 
-    if not ((ROOT / ".git").exists() and submit.PACKAGE.is_relative_to(ROOT)):
+    if not ((ROOT / ".git").exists() and provenance.PACKAGE.is_relative_to(ROOT)):
         pytest.skip("hpcai does not run from a git checkout")
     facts = rundir.read_json(prepared[0].environment)["git"]
     assert facts["commit"] == git("rev-parse", "HEAD").decode().strip()
@@ -82,8 +82,8 @@ def test_an_installed_copy_has_no_commit_even_inside_someone_elses_checkout(
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "hpcai").mkdir()
     (tmp_path / "hpcai/__init__.py").touch()
-    monkeypatch.setattr(submit, "PACKAGE", tmp_path / "hpcai")
-    assert submit._git() is None
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "hpcai")
+    assert provenance._git() is None
 
 
 def test_the_data_stand_with_source_licence_and_digests(prepared: Any, tiny_npz: Path) -> None:
@@ -133,18 +133,18 @@ def test_every_module_of_the_snapshot_is_imported_from_the_snapshot(prepared: An
 def test_the_code_digest_is_that_of_the_snapshot_and_any_byte_changes_it(
     prepared: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, frozen = submit.code_digest(), prepared[0].code / "hpcai"
+    here, frozen = provenance.code_digest(), prepared[0].code / "hpcai"
     assert rundir.read_json(prepared[0].environment)["code_sha256"] == here
-    monkeypatch.setattr(submit, "PACKAGE", frozen)
-    assert submit.code_digest() == here
+    monkeypatch.setattr(provenance, "PACKAGE", frozen)
+    assert provenance.code_digest() == here
     (frozen / "jobs/train.py").open("a").write("#")
-    changed = submit.code_digest()
+    changed = provenance.code_digest()
     (frozen / "jobs/train.py").rename(frozen / "jobs/train2.py")
-    assert len({here, changed, submit.code_digest()}) == 3
+    assert len({here, changed, provenance.code_digest()}) == 3
     (frozen / "__pycache__").mkdir(exist_ok=True)
-    before = submit.code_digest()
+    before = provenance.code_digest()
     (frozen / "__pycache__/x.pyc").touch()
-    assert submit.code_digest() == before
+    assert provenance.code_digest() == before
 
 
 # --- again
@@ -246,9 +246,9 @@ def test_a_snapshot_copies_what_the_links_lead_to(tmp_path: Path, monkeypatch: p
     """A checkout has jobs/ beside src/; an installed package has it inside: the snapshots are the same."""
     installed = tmp_path / "site/hpcai"
     shutil.copytree(Path(hpcai.__file__).parent, installed, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
-    here = submit.code_digest()
-    monkeypatch.setattr(submit, "PACKAGE", installed)
-    assert submit.code_digest() == here
+    here = provenance.code_digest()
+    monkeypatch.setattr(provenance, "PACKAGE", installed)
+    assert provenance.code_digest() == here
 
 
 # --- Slurm
@@ -269,30 +269,44 @@ def to_slurm(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_surrounding_jobs_variables_reach_no_sbatch_and_come_back_to_us(
     to_slurm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slurm, run, plan, config = to_slurm
+    slurm, run, plan, _ = to_slurm
     for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SBATCH_HOLD", "SRUN_CPUS_PER_TASK"):
         monkeypatch.setenv(name, "3")
     before = dict(os.environ)
-    assert submit.send(run, plan, config, 1) == ["101"]
+    assert submit.send(run, plan, 1, [[""]]) == ["101"]
     assert {k for k in slurm.seen("sbatch") if k.startswith(("SLURM_", "SBATCH_", "SRUN_"))} == {"SLURM_CONF"}
     assert dict(os.environ) == before and lease.read_owner(run, 1)["job"] == "101"
 
 
 def test_what_sbatch_refuses_ends_the_life_with_the_sites_reason(to_slurm: Any) -> None:
-    slurm, run, plan, config = to_slurm
+    slurm, run, plan, _ = to_slurm
     slurm.says("sbatch", err="sbatch: error: Batch job submission failed: Invalid qos specification\n", code=1)
     with pytest.raises(PlanError, match="no such QOS"):
-        submit.send(run, plan, config, 1)
+        submit.send(run, plan, 1, [[""]])
     assert (lease.read_state(run).state, lease.read_state(run).code) == ("failed", 3)
 
 
 def test_a_job_that_sbatch_made_before_it_failed_is_no_refusal(to_slurm: Any) -> None:
     """As where the controller's answer came too late."""
-    slurm, run, plan, config = to_slurm
+    slurm, run, plan, _ = to_slurm
     slurm.says("squeue", out=f"55 {run.script}\n")
     slurm.says("sbatch", err="sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n", code=1)
-    assert submit.send(run, plan, config, 1) == ["55"]
+    assert submit.send(run, plan, 1, [[""]]) == ["55"]
     assert lease.read_state(run).slurm_job == "55" and lease.read_state(run).state == "pending"
+
+
+def test_arrays_are_sent_one_after_the_other_and_each_wave_follows_the_one_before(to_slurm: Any) -> None:
+    slurm, run, plan, _ = to_slurm
+    slurm.says("sbatch", script=f'echo "$@" >> {slurm.folder}/told; echo "Submitted batch job $(wc -l < {slurm.folder}/told)"')
+    waves = [["--array=0-9%2", "--array=0-3%1"]] * 2
+    assert submit.send(run, plan, 1, waves, ["afterok:7"]) == ["1", "2", "3", "4"]
+    told = [line.rpartition(" ")[0] for line in (slurm.folder / "told").read_text().splitlines()]
+    assert told == [
+        f"{array} --dependency={after} --kill-on-invalid-dep=yes"
+        for after in ("afterok:7", "afterany:1:2")
+        for array in ("--array=0-9%2", "--array=0-3%1")
+    ]
+    assert lease.read_owner(run, 1)["chain"] == ["1", "2", "3", "4"]
 
 
 def test_a_chain_that_breaks_off_keeps_what_was_sent(to_slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +314,7 @@ def test_a_chain_that_breaks_off_keeps_what_was_sent(to_slurm: Any, monkeypatch:
     chain = config.model_copy(update={"cluster": config.cluster.model_copy(update={"chain": 3})})
     once = f'test -e {slurm.folder}/once && exit 1; touch {slurm.folder}/once; echo "Submitted batch job 41"'
     slurm.says("sbatch", script=once)
-    assert submit.send(run, plan, chain, 1) == ["41"]
+    assert submit.send(run, plan, 1, [[""]] * submit.chain(chain)) == ["41"]
     assert lease.read_state(run).chain == ("41",)
 
 

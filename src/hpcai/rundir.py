@@ -4,6 +4,7 @@
       config.yaml  plan.json  environment.json  data.json      the submitter writes, ranks read
       code/hpcai/                                              the package as it was at submission
       job.sbatch  preflight/<node>.json                        what Slurm was given; whether its nodes are fit (if asked for)
+      runtime.json                                             what rank 0 runs on, on Slurm
       lives/0001/{owner.json, rank0.jsonl, beat, address.json} one folder a life (see lease.py)
       logs/rank0.log   submitit/                               what ranks say; what they print past it
       split.json  metrics.jsonl  checkpoints/                  rank 0 (train)
@@ -52,6 +53,11 @@ class RunDir:
     def environment(self) -> Path:
         """Python, packages with versions and licences, git, machine."""
         return self.path / "environment.json"
+
+    @property
+    def runtime(self) -> Path:
+        """The same of the compute nodes' Python, where a scheduler's job runs it."""
+        return self.path / "runtime.json"
 
     @property
     def data(self) -> Path:

@@ -8,37 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import os
-import platform
 import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import hpcai
-from hpcai import cluster, lease, rundir
+from hpcai import lease, rundir
 from hpcai.config.schema import Config
 from hpcai.context import HELD_SIGNALS
 from hpcai.errors import DataError, Faults, HpcaiError, PlanError
 from hpcai.inputs import Input
 from hpcai.plan import JobPlan, read_plan
+from hpcai.provenance import NOT_FROZEN, PACKAGE, changed, code_digest, environment, versions
 from hpcai.rundir import RunDir
 from hpcai.runs import DAMAGED
 
-PACKAGE = Path(hpcai.__file__).parent
-NOT_FROZEN = ("__pycache__", "shipped")  # shipped data is an input with a digest, not code
 CHAIN = 4  # jobs in a row where a site allows no requeue
 AGAIN_S = 2.0  # a stop is asked for again so often: a rank may not have been ready for the first
-NEUTRAL = ("psutil", "rich")  # required, but no result depends on them
 
 
 def check_identity(run: RunDir, plan: JobPlan) -> None:
@@ -64,9 +57,8 @@ def differences(run: RunDir, plan: JobPlan, files: list[Input], frozen: Frozen |
     if code_then != (frozen.environment["code_sha256"] if frozen else code_digest()):
         yield PlanError(f"run={plan.run_id}: hpcai's code has changed since it was submitted. {cure}")
     now = frozen.environment["versions"] if frozen else versions()
-    changed = [f"{n} {v} -> {now.get(n, 'gone')}" for n, v in versions_then.items() if now.get(n) != v and n not in NEUTRAL]
-    if changed:
-        yield PlanError(f"run={plan.run_id}: versions have changed: {', '.join(changed[:5])}. {cure}")
+    if others := changed(versions_then, now):
+        yield PlanError(f"run={plan.run_id}: versions have changed: {', '.join(others[:5])}. {cure}")
     if data != [f.sha256 for f in files]:
         yield DataError(f"run={plan.run_id}: the data has changed since it was submitted. {cure}")
     if before != plan.ranks:
@@ -321,80 +313,6 @@ def time_limit(plan: JobPlan) -> tuple[int, int]:
     """Minutes that the ranks have, and how many seconds before the end they are told."""
     minutes = int(plan.resources["timeout_min"])
     return minutes, min(60, minutes * 30)
-
-
-def environment() -> dict[str, Any]:
-    """What the run ran on: Python, packages with licences, git, code digest, machine."""
-    return {
-        "python": platform.python_version(),
-        "hpcai": hpcai.__version__,
-        "packages": list(_packages()),
-        "versions": versions(),
-        "git": _git(),
-        "code_sha256": code_digest(),
-        "machine": asdict(cluster.read_machine()),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions that can change a result: Python's, and of the packages that hpcai itself requires and plug-ins."""
-    names = {re.split(r"[\s<>=!~;\[]", r)[0] for r in metadata.requires("hpcai") or () if "extra ==" not in r}
-    names -= set(NEUTRAL)
-    names |= {e.dist.name for e in metadata.entry_points(group="hpcai.models") if e.dist} | {"monai"}
-    found = {"python": platform.python_version()}
-    for name in sorted(names):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def code_digest() -> str:
-    """sha256 over names and contents of the package's files, as a snapshot would hold them."""
-    sha = hashlib.sha256()
-    for folder, folders, names in os.walk(PACKAGE, followlinks=True):
-        folders[:] = sorted(d for d in folders if d not in NOT_FROZEN)
-        for name in sorted(names):
-            path = Path(folder, name)
-            sha.update(f"{path.relative_to(PACKAGE)}\0{path.stat().st_size}\0".encode())
-            sha.update(path.read_bytes())
-    return sha.hexdigest()
-
-
-def _packages() -> Iterator[dict[str, str]]:
-    seen: dict[str, dict[str, str]] = {}
-    for dist in metadata.distributions():
-        facts: Any = dist.metadata
-        name = facts["Name"]
-        if name and name.lower() not in seen:
-            licence = facts.get("License-Expression") or _classified(facts.get_all("Classifier")) or facts.get("License") or "?"
-            seen[name.lower()] = {"name": name, "version": dist.version, "licence": licence.strip().splitlines()[0][:80]}
-    return iter(seen[k] for k in sorted(seen))
-
-
-def _classified(classifiers: list[str] | None) -> str:
-    prefix = "License :: "
-    return ", ".join(c.rsplit(" :: ", 1)[-1] for c in classifiers or () if c.startswith(prefix))
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit and the digest of uncommitted edits of the checkout that hpcai runs from; None for an installed one."""
-
-    def git(*words: str) -> bytes:
-        return subprocess.run(["git", "-C", str(PACKAGE), *words], capture_output=True, check=True).stdout
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")
-        commit = git("rev-parse", "HEAD").decode().strip()
-        diff = git("diff", "HEAD", "--binary")
-        return {
-            "commit": commit,
-            "dirty": bool(git("status", "--porcelain").strip()),
-            "diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
-        }
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def write_config(run: RunDir, config: Config) -> None:

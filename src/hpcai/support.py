@@ -47,10 +47,11 @@ ALL = 128 * MIB  # of everything, unpacked
 JOBS = 10  # the newest ones are asked about
 PATIENCE_S = 20.0  # for one question to Slurm
 WANTED = (  # below the folder, in the order of their weight; of lives and ranks any number
-    r"plan\.json", r"config\.yaml", r"job\.sbatch", r"environment\.json", r"members\.json", r"results\.json",
+    r"plan\.json", r"config\.yaml", r"job\.sbatch", r"environment\.json", r"runtime\.json", r"members\.json", r"results\.json",
     r"lives/\d{1,9}/(?:owner|verdict|address)\.json", r"lives/\d{1,9}/(?:claim|cancelled|beat)",
     r"lives/\d{1,9}/rank\d{1,9}\.jsonl", r"preflight/[\w.-]{1,200}\.json", r"submitit/\d{1,12}(?:_\d{1,9})?_batch\.log",
-    r"logs/rank\d{1,9}\.log", r"submitit/\d{1,12}(?:_\d{1,9}){1,2}_log\.(?:out|err)", r"submitit/controller\.log",
+    r"logs/rank\d{1,9}\.log", r"submitit/\d{1,12}(?:_\d{1,9}(?:-\d{1,9})?)?_\d{1,9}_log\.(?:out|err)",
+    r"submitit/\d{1,12}_\d{1,9}-\d{1,9}_srun\.log", r"submitit/controller\.log",
     r"submitit/[\w-]{1,80}_submission\.sh", r"driver\.log", r"forkserver\.log", r"metrics\.jsonl", r"search\.jsonl",
 )  # fmt: skip
 ALIAS = re.compile(rb"[-:,\[{?]\s*\*\w")  # of YAML, by which a few lines become millions: we write none

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hpcai import lease, runs, standings, submit
+from hpcai import lease, provenance, runs, standings, submit
 from hpcai.config.check import examine, with_faults_of_plan
 from hpcai.config.compose import Memory
 from hpcai.config.grid import Point, expand
@@ -253,7 +253,7 @@ def run_grid(words: list[str], options: Options) -> int:
     entries = plan_members(words, options)
     for entry in entries:
         submit.check_identity(entry.dir, entry.plan)
-    now = Frozen(submit.PACKAGE, {"code_sha256": submit.code_digest(), "versions": submit.versions()})
+    now = Frozen(provenance.PACKAGE, {"code_sha256": provenance.code_digest(), "versions": provenance.versions()})
     states = {e.plan.run_id: runs.state_of(e.dir).state for e in entries}
     parts = {p for e in entries if states[e.plan.run_id] != "completed" for p in e.config.predict.merge}  # must still fit
     changed = [

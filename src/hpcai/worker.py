@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcai
-from hpcai import cluster, lease, meter, rundir, scheduler
+from hpcai import cluster, lease, meter, provenance, rundir, scheduler
 from hpcai.context import Ranks, RunContext, Stop, current_job, read_ranks, this_start
 from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError, one_line
 from hpcai.output import steady
@@ -73,6 +73,8 @@ def _run_job(plan: JobPlan, context: RunContext) -> int:
     meter.start(context, gpu=plan.resources["gpus_per_node"] > 0)
     end: dict[str, object] = {"code": 0}
     try:
+        if plan.executor == "slurm" and context.ranks.first:
+            provenance.keep(context.dir)
         config = read_config(context.dir)
         load_job(plan.job).main(config, context)
     except HpcaiError as e:

@@ -76,7 +76,7 @@ def read_folder(run: RunDir) -> Folder:
         config=_yaml(config_text),
         config_text=config_text,
         plan=plan,
-        environment=_json(run.environment),
+        environment=_json(run.environment) | _json(run.runtime),
         data=_json(run.data),
         split={key: split[key] for key in ("by", "counts", "classes", "duplicates", "patients", "runs") if key in split},
         together=_json(run.together),
