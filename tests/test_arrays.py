@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hpcai import arrays
 from hpcai.arrays import Jobs
 from hpcai.config.check import load
+from hpcai.run import main
 
 MELUXINA = ["+experiment=pneumonia", "cluster=meluxina", "cluster.account=p200000", "resources.gpus_per_node=1"]
 
@@ -44,3 +45,40 @@ def test_all_arrays_together_run_no_more_at_once_than_was_asked(sizes: list[int]
     told = Jobs(1, tuple(sizes), most, 0).specs()
     shares = [int(spec.partition("%")[2] or size) for spec, size in zip(told, sizes)]
     assert sum(shares) <= most and all(share >= 1 for share in shares)
+
+
+def planned_on_slurm(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
+    """The line of jobs of a plan of many runs, and its warnings."""
+    smoke = ["+experiment=smoke", "cluster=testbed", "resources.timeout_min=10", "runs_dir=/tmp/none-there", *words]
+    assert main(["--dry-run", *smoke]) == 0
+    out, err = capsys.readouterr()
+    return next(line for line in out.splitlines() if line.startswith("jobs ")), err.splitlines()
+
+
+def test_what_few_members_leave_idle_of_a_node_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    jobs, warned = planned_on_slurm("-m", "resources.gpus_per_node=1", "seed=0,1", capsys=capsys)
+    assert jobs == "jobs  2 runs in 1 job, up to 2 side by side"
+    assert any(w.startswith("warning: 2 of 4 GPUs: billed 4; -m seed=0,1,2,3 costs the same") for w in warned), warned
+    _, warned = planned_on_slurm("-m", "resources.gpus_per_node=1", "seed=0,1,2,3", capsys=capsys)
+    assert not any("billed" in w for w in warned), warned
+
+
+def test_a_search_whose_trials_all_begin_at_once_is_told_to_learn_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    search = ["-m", "--search", "trials=8", "resources.cpus_per_task=1", "trainer.lr=interval(0.1,0.2)"]
+    words = "sweep.per_node=2 sweep.array_parallelism=1"
+    _, warned = planned_on_slurm(*search, capsys=capsys)
+    said = f"warning: --search: all 8 trials begin at once, so that none learns from another. {words} has the later ones learn."
+    assert said in warned
+    _, warned = planned_on_slurm(*search, *words.split(), capsys=capsys)
+    assert not any("--search" in w for w in warned), warned
+
+
+def test_some_folds_without_the_others_are_told_to_be_pooled_by_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    folds = ["-m", "resources.cpus_per_task=1", "data.split.by=kfold"]
+    _, warned = planned_on_slurm(*folds, "data.split.fold=range(0,3)", capsys=capsys)
+    assert (
+        "warning: data.split.fold: 3 of data.split.folds=5: what they leave out is not pooled. "
+        "'data.split.fold=range(0,5)' has all of them."
+    ) in warned
+    jobs, warned = planned_on_slurm(*folds, "data.split.fold=range(0,5)", capsys=capsys)
+    assert not any("pooled" in w for w in warned) and jobs.startswith("jobs  6 runs")

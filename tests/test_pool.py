@@ -30,7 +30,7 @@ Send = Callable[..., Sweep]
 
 @pytest.fixture
 def send(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Send:
-    """Sends a sweep of so many seeds to a Slurm that takes everything as job 77; its srun does what the file says."""
+    """Sends a sweep of so many seeds to a Slurm that takes everything as job `name`; its srun does what the file says."""
     monkeypatch.setattr(scheduler, "unavailable", lambda: "")
     monkeypatch.setattr(scheduler, "submitted", lambda: 0)
     monkeypatch.setattr(scheduler, "named", lambda *_: None)
@@ -40,17 +40,19 @@ def send(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sen
     srun(tmp_path, "sleep 60")
 
     def given(run: RunDir, plan: Any, life: int, waves: Any, needs: Any = ()) -> list[str]:
-        lease.give_to_job(run, life, "77", ["77"])
-        return ["77"]
+        lease.give_to_job(run, life, id[0], [*id])
+        return [*id]
 
     monkeypatch.setattr(submit, "send", given)
+    id = ["77"]
 
-    def sent(*words: str) -> Sweep:
+    def sent(*words: str, name: str = "77", junit: Path | None = None) -> Sweep:
+        id[0] = name
         told = tiny_words(tiny_npz) | {"runs_dir": str(tmp_path / "runs"), "cluster": "testbed", "resources.timeout_min": "10"}
         line = [f"{k}='{v}'" if "/" in v else f"{k}={v}" for k, v in told.items()] + ["resources.cpus_per_task=1", *words]
         entries = plan_members(line, Options())
         sweep = sweep_of(line, entries, Options())
-        assert arrays.send(sweep, entries, Options()) == 0
+        assert arrays.send(sweep, entries, Options(junit=junit)) == 0
         return sweep
 
     return sent
@@ -71,9 +73,11 @@ def srun(home: Path, does: str) -> None:
     (home / "bin" / "srun").chmod(0o755)
 
 
-def job(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, task: int = 0, restart: int = 0, elapsed: float = 0.0) -> Job:
+def job(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, task: int = 0, restart: int = 0, elapsed: float = 0.0, array: str = "77"
+) -> Job:
     """One of its jobs."""
-    for name, value in {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": str(78 + task)}.items():
+    for name, value in {"SLURM_ARRAY_JOB_ID": array, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": str(78 + task)}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
@@ -349,3 +353,76 @@ def test_a_cancelled_sweep_ends_when_the_last_of_its_jobs_has_stopped(send: Send
     finish(job(sweep, monkeypatch, 1), at_work(job(sweep, monkeypatch, 1))[0], (signal.SIGTERM,))
     assert lease.read_state(sweep.dir).code == 128 + signal.SIGTERM
     assert time.time() - (lease.read_state(sweep.dir).ended or 0) < 60
+
+
+# --- members that another command has too
+
+
+def test_a_member_that_another_sweep_has_is_not_taken_from_it(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that runs, nor one that waits for that sweep's jobs; its own are done, and the end says what is left."""
+    first = send("seed=0,1")
+    pool, steps = at_work(job(first, monkeypatch))
+    theirs = upcoming(pool)
+    steps.start(theirs, SHARE)
+    second = send("seed=0,1,2", name="78")
+    mine = job(second, monkeypatch, array="78")
+    other, ours = at_work(mine)
+    third = upcoming(other)
+    assert third.member.label == "seed=2" and ours.start(third, SHARE) == 1
+    assert other.next() is None and lease.last_life(theirs.dir) == 1
+    ends(third.dir)
+    finish(mine, other)
+    state = lease.read_state(second.dir)
+    assert (state.state, state.code) == ("failed", OwnedError.code)
+    assert state.message.startswith(f"another command has {first.members[0].run_id}, {first.members[1].run_id}.")
+    assert lease.read_state(first.dir).state == "pending"
+
+
+def test_what_waits_for_a_run_of_another_command_holds_no_node_and_says_so(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = send("seed=0")
+    pool, steps = at_work(job(first, monkeypatch))
+    theirs = upcoming(pool)
+    steps.start(theirs, SHARE)
+    second = send("seed=1", f"depends_on={theirs.plan.run_id}", name="78")
+    mine = job(second, monkeypatch, array="78")
+    other, _ = at_work(mine)
+    assert other.next() is None
+    finish(mine, other)
+    assert lease.read_state(second.members[0].dir).message == (
+        f"cancelled: needs {theirs.plan.run_id}, which another command has."
+    )
+    assert lease.read_state(second.dir).code == OwnedError.code
+
+
+def test_a_sweep_whose_rest_another_command_did_is_settled_by_the_same_words(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = send("seed=0")
+    pool, steps = at_work(job(first, monkeypatch))
+    theirs = upcoming(pool)
+    steps.start(theirs, SHARE)
+    second = send("seed=0,1", name="78")
+    mine = job(second, monkeypatch, array="78")
+    other, ours = at_work(mine)
+    entry = upcoming(other)
+    ours.start(entry, SHARE)
+    ends(entry.dir)
+    finish(mine, other)
+    assert lease.read_state(second.dir).state == "failed"
+    ends(theirs.dir)
+    assert send("seed=0,1", name="79").id == second.id
+    assert lease.read_state(second.dir).state == "completed"
+    assert [m["state"] for m in rundir.read_json(second.path / "results.json")["members"]] == ["completed", "completed"]
+
+
+def test_a_report_for_ci_that_cannot_be_written_is_said_before_anything_is_sent(send: Send, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"--junit=/proc/x/y\.xml: No such file"):
+        send("seed=0", junit=Path("/proc/x/y.xml"))
+    assert not (tmp_path / "runs").exists()
+    sweep = send("seed=0", junit=tmp_path / "y.xml")
+    assert 'tests="1"' in (tmp_path / "y.xml").read_text() and sweep.dir.script.is_file()
+
+
+def test_the_script_of_one_run_speaks_of_one(send: Send) -> None:
+    sweep = send("seed=0")
+    assert f": the run of {sweep.id} for account" in sweep.dir.script.read_text()

@@ -94,3 +94,17 @@ def test_gpus_that_idle_are_told(tmp_path: Path, gpus: int, busy: float, said: l
     assert wasted(run) == said
     report, page = report_of(run)
     assert (report["used"]["gpus"], report["used"]["gpu"]) == (gpus, busy) and "10.0 of 80 GB" in page
+
+
+@pytest.mark.parametrize(("beside", "said"), [
+    (1, "m, 1 gpu node; at most 0.5 node-h (1 gpu node x 30 min)"),
+    (4, "m, 1 gpu node shared by 4 runs; at most 0.5 node-h (1 gpu node x 30 min) for all of them"),
+])  # fmt: skip
+def test_the_price_of_a_node_that_several_runs_share_is_told_as_such(tmp_path: Path, beside: int, said: str) -> None:
+    price = {"amount": 0.5, "unit": "node-h", "words": "at most 0.5 node-h (1 gpu node x 30 min)"}
+    slurm = {"partition": "gpu", "qos": None, "whole": True, "price": price, "per_node": beside}
+    run = ran(tmp_path, USED, slurm=slurm)
+    rundir.write_json(run.plan, rundir.read_json(run.plan) | {"cluster": "m"})
+    _, page = report_of(run)
+    text = text_of(page)
+    assert f"Cluster {said}" in text and f"Cluster {said};" not in text

@@ -227,9 +227,10 @@ def test_the_table_ranks_says_by_what_and_names_what_went_wrong() -> None:
     ]
 
 
-def test_members_without_seeds_show_their_own_interval() -> None:
+def test_members_without_seeds_show_their_own_interval_and_run() -> None:
     found = [outcome("a=1", 0.9, low=0.85, high=0.94, n=24), outcome("a=2", 0.8, low=0.7, high=None, n=24)]
-    assert table(found)[1:] == ["  1. a=1  AUC 0.900 [0.850, 0.940] n=24", "  2. a=2  AUC 0.800 n=24"]
+    ids = [o.member.run_id for o in found]
+    assert table(found)[1:] == [f"  1. a=1  AUC 0.900 [0.850, 0.940] n=24  {ids[0]}", f"  2. a=2  AUC 0.800 n=24  {ids[1]}"]
 
 
 def test_seeds_alone_are_told_with_their_spread_and_not_ranked() -> None:

@@ -132,6 +132,25 @@ def test_a_named_sweep_brings_its_members_alone(tmp_path: Path, capsys: pytest.C
     assert [f["name"] for f in facts(capsys, "grid", "--runs-dir", str(tmp_path))] == ["mine-1", "grid-11111111"]
 
 
+def test_a_member_that_ended_well_says_what_it_is_of_its_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_sweep(tmp_path, [make_run(tmp_path / "mine-1"), make_run(tmp_path / "mine-2", "failed")])
+    rows = told(capsys, "grid", "--runs-dir", str(tmp_path))
+    assert rows[1].endswith("  seed=0") and "seed=1" not in rows[2]
+
+
+def test_of_a_search_the_trials_that_are_not_known_yet_count_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_sweep(tmp_path, [], kind="search", options={"trials": 6})
+    assert "  none of 6  " in told(capsys, "grid", "--runs-dir", str(tmp_path))[-1]
+
+
+def test_what_to_do_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "x-1", "pending")
+    lease.give_up(run, 1, "cancelled while it waited. hpcai resume x-1 sends it again.", 143)
+    assert told(capsys, "--runs-dir", str(tmp_path))[1].endswith(
+        "  cancelled while it waited. hpcai resume x-1 sends it again."
+    )
+
+
 # --- JSON
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -350,7 +351,14 @@ def test_report_of_a_sweep_tells_how_its_members_stand(here: Path, capsys: pytes
     told = standings.outcomes(sweep.members)
     standings.write_results(sweep, told)
     file = sweep.path / "results.json"
-    assert said(capsys, 0, "report", "grid") == ([*standings.table(told), f"results: {file.relative_to(here.parent)}"], [])
+    answer = [*standings.table(told), f"results: {file.relative_to(here.parent)}"]
+    assert (
+        said(capsys, 0, "report", "grid") == (answer, standings.fault_lines(told)) and "x-2" in standings.fault_lines(told)[0]
+    )
+    gathered = replace(told[0], member=replace(told[0].member, job="gather", label="gather"))
+    rundir.write_bytes(runs[0].report_json, b"{")
+    standings.write_results(sweep, [gathered, *told[1:]])
+    assert said(capsys, 0, "report", "grid")[0][-3:-1] == ["gather:", "its report is gone, or damaged."]
     assert json.loads("\n".join(said(capsys, 0, "report", "grid", "--json")[0])) == rundir.read_json(file)
     for garbage in (b"{", b"[]", b'{"members": [{}]}', b'{"members": [7]}'):
         file.write_bytes(garbage)

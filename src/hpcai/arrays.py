@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,9 +82,8 @@ def send(sweep: Sweep, entries: Sequence[Entry], options: Options) -> int:
     own = _free(sweep, states[sweep.path], options)
     todo = [e for e in entries if states[e.dir.path].state not in ("completed", *ACTIVE)]
     if not todo:
-        if not options.dry_run and not (sweep.path / "results.json").is_file():
-            runs.write_sweep(sweep)
-            standings.write_results(sweep, standings.outcomes(sweep.members))
+        if not options.dry_run:
+            _settle(sweep, own, all(states[e.dir.path].state == "completed" for e in entries))
         return report(sweep, standings.outcomes(sweep.members), options)
     after = list(_after(entries, seen))
 
@@ -112,6 +112,16 @@ def send_search(sweep: Sweep, first: Entry, left: int, prepare: Callable[[Frozen
     return _send(sweep, own.life, first, left, none, [], options)
 
 
+def _settle(sweep: Sweep, own: RunState, over: bool) -> None:
+    """Nothing is to be sent: other commands have, or had, what was left. `over`: all is done, whatever its last job found."""
+    if not (sweep.path / "results.json").is_file() or (over and own.state != "completed"):
+        runs.write_sweep(sweep)
+        standings.write_results(sweep, standings.outcomes(sweep.members))
+    if over and own.state not in ("new", "completed"):
+        life = lease.take(sweep.dir, 1, over=own.life)
+        lease.append(sweep.dir, life, 0, "end", code=0, message="")
+
+
 def _free(sweep: Sweep, state: RunState, options: Options) -> RunState:
     """Raises: OwnedError if jobs have it."""
     if state.state in ACTIVE and not options.dry_run:
@@ -135,6 +145,8 @@ def _send(
     job = script.job_of(first.plan, beside, sweep.id, str(sweep.path))
     shared = script.Shared(max(members, len(sweep.members)), jobs.count, tuple(jobs.specs()))
     print(_describe(members, jobs), flush=True)
+    for warning in _doubts(sweep, first, members, jobs):
+        print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
         print((script.explain if options.explain else script.text)(job, config, shared), end="")
         return 0
@@ -143,6 +155,8 @@ def _send(
     if not jobs.count:
         raise PlanError(f"cluster={job.cluster}: no more jobs of yours may be submitted now. Wait until some have ended.")
     rundir.guard(options.access)
+    if options.junit:  # a place that cannot be written is said now, not by the last job
+        standings.write_junit(options.junit, sweep.id, standings.outcomes(sweep.members))
     waves = submit.chain(config)
     junit = str(options.junit.absolute()) if options.junit else None
     facts: dict[str, Any] = {"per_node": beside, "threads": first.plan.threads, "jobs": jobs.count * waves, "junit": junit}
@@ -210,11 +224,21 @@ def _after(entries: Sequence[Entry], seen: queued.Watch) -> Iterator[str]:
 def _describe(members: int, jobs: Jobs) -> str:
     """What is sent, on a line."""
     many = f"{members} run{'s' * (members != 1)} in {jobs.count} job{'s' * (jobs.count != 1)}"
-    beside = f", {jobs.per_node} side by side in each" if jobs.per_node > 1 else ""
+    beside = f", up to {jobs.per_node} side by side{' in each' * (jobs.count > 1)}" if jobs.per_node > 1 else ""
     late = (
         f"; the limit of submitted jobs holds back {jobs.left_out} more: the others do their runs too" if jobs.left_out else ""
     )
     return f"jobs  {many}{beside}{late}"
+
+
+def _doubts(sweep: Sweep, first: Entry, members: int, jobs: Jobs) -> Iterator[str]:
+    """What so few members leave idle, which the plan of one does not know; and a search that cannot learn."""
+    given = limits.allocation(first.config, jobs.per_node)
+    if given is not None and jobs.per_node < beside_of(first.plan):
+        yield from limits.idle(first.config, given, jobs.per_node)
+    if sweep.kind == "search" and 1 < members <= jobs.per_node * min(jobs.count, jobs.at_once or jobs.count):
+        few = f"sweep.per_node={max(1, members // 4)} sweep.array_parallelism=1"
+        yield f"--search: all {members} trials begin at once, so that none learns from another. {few} has the later ones learn."
 
 
 def _price(slurm: dict[str, Any] | None, jobs: Jobs) -> str:

@@ -69,7 +69,8 @@ def _told(target: RunDir, state: RunState, *, idle: bool, asked: bool) -> str:
     if asked and state.state not in ENDED:
         return f"{name}: asked to stop"
     if state.state == "lost" and state.step is None:
-        done = "its driver is gone, its members have ended" if runs.is_sweep(target.path) else "stopped before its first step"
+        who = "its driver is" if state.slurm_job is None else "its jobs are"
+        done = f"{who} gone, its members have ended" if runs.is_sweep(target.path) else "stopped before its first step"
         return f"{name}: {done}"
     return ending(target, state)
 

@@ -179,6 +179,14 @@ def report(sweep: Sweep, outcomes: Sequence[Outcome], options: Options) -> int:
 
     Raises: PlanError if the file of --junit cannot be written.
     """
+    show(outcomes, sweep.path / "results.json")
+    if options.junit:
+        standings.write_junit(options.junit, sweep.id, outcomes)
+    return standings.exit_code(outcomes)
+
+
+def show(outcomes: Sequence[Outcome], results: Path) -> None:
+    """The ranking, what went wrong, and the answers of those that are no training."""
     for line in standings.table(outcomes):
         print(line)
     for line in standings.fault_lines(outcomes):
@@ -186,8 +194,8 @@ def report(sweep: Sweep, outcomes: Sequence[Outcome], options: Options) -> int:
     answers = [o for o in outcomes if o.state == "completed" and o.member.job != "train" and not o.is_shard]
     for outcome in answers[:ANSWERS]:  # of trainings the ranking says enough
         print(f"{one_line(outcome.name, 200)}:")
-        watch.show_answer(outcome.member.dir)
-    print(f"results: {watch.shown(sweep.path / 'results.json')}")
-    if options.junit:
-        standings.write_junit(options.junit, sweep.id, outcomes)
-    return standings.exit_code(outcomes)
+        try:
+            watch.show_answer(outcome.member.dir)
+        except runs.DAMAGED:
+            print("its report is gone, or damaged.")
+    print(f"results: {watch.shown(results)}")

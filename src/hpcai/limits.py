@@ -222,7 +222,7 @@ def warnings(config: Config, allocation: Allocation, members: int = 1) -> Iterat
 
     `members`: of a sweep, side by side in the job.
     """
-    yield from _idle(config, allocation, members)
+    yield from idle(config, allocation, members)
     yield from _unsaid(config, allocation)
     qos = config.cluster.facts.qos.get(allocation.qos or "")
     if qos is not None and qos.preemptible:
@@ -233,7 +233,7 @@ def warnings(config: Config, allocation: Allocation, members: int = 1) -> Iterat
     yield from _doubts(config, allocation)
 
 
-def _idle(config: Config, allocation: Allocation, members: int) -> Iterator[str]:
+def idle(config: Config, allocation: Allocation, members: int) -> Iterator[str]:
     """GPUs, or cores where there are none, that are billed and not used, with what else they could do for the same price."""
     asked, given, facts = config.resources, allocation, config.cluster.facts
     if given.gpus and not asked.gpus_per_node:

@@ -78,7 +78,7 @@ class Steps:
             return life
         holder = who.partition(" ")[0]
         over = life if holder == self.job.id or ("sweep" in owner and holder.partition("_")[0] not in self.job.arrays) else 0
-        where = owner.get("sweep") or os.path.relpath(self.job.sweep.path, run.path.parent)
+        where = os.path.relpath(self.job.sweep.path, run.path.parent)
         facts = {"kind": "slurm", "job": self.job.id, "restart": int(self.job.start.partition(" ")[2]), "sweep": where}
         life = lease.take(run, plan.ranks, over=over, after=life, **facts)
         lease.claim(run, life, self.job.start)
@@ -183,9 +183,14 @@ def _drive(job: Job, pool: Pool, frozen: Frozen, asked: list[int]) -> None:
 def _finish(job: Job, pool: Pool, asked: Sequence[int]) -> None:
     """The sweep's end, if this was the last; or the next start of this job, if members are left that no other job will take."""
     job.check()
+    others = pool.elsewhere()  # before it is asked what is ready: what ends meanwhile makes others ready
     ready, cancelled = pool.startable(), job.is_cancelled
     if pool.is_over() or (cancelled and not any(runs.state_of(m.dir).state in ACTIVE for m in pool.members())):
         conclude(job, pool, cancelled=cancelled)
+        return
+    if others and not (ready or asked or cancelled):
+        pool.let_go(others)
+        conclude(job, pool, others=list(dict.fromkeys(others.values())))
         return
     waiting = max(0, job.jobs - sum(1 for _ in job.begun.iterdir())) * job.beside  # places in jobs that have not begun
     if asked or cancelled or ready <= waiting:
@@ -197,7 +202,7 @@ def _finish(job: Job, pool: Pool, asked: Sequence[int]) -> None:
         job.say(f"could not be queued again ({why}). hpcai resume {job.sweep.id} goes on.")
 
 
-def conclude(job: Job, pool: Pool, *, cancelled: bool) -> None:
+def conclude(job: Job, pool: Pool, *, cancelled: bool = False, others: Sequence[str] = ()) -> None:
     """results.json and the sweep's end record; jobs that wait have nothing left to do. Two at once say the same."""
     outcomes = pool.outcomes()
     sweep = replace(job.sweep, members=pool.members())
@@ -207,12 +212,15 @@ def conclude(job: Job, pool: Pool, *, cancelled: bool) -> None:
     message = f"{len(bad)} of {len(outcomes)} did not end well. hpcai report {sweep.id} names them." if bad else ""
     if cancelled:
         code, message = 128 + signal.SIGTERM, "cancelled. The same command goes on."
+    elif others:
+        some = f"{', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''}"
+        code, message = OwnedError.code, f"another command has {some}. When that has ended, hpcai resume {sweep.id} goes on."
     try:
         if owner.get("junit"):
             standings.write_junit(Path(owner["junit"]), sweep.id, outcomes)
     finally:
         lease.append(sweep.dir, job.life, 0, "end", code=code, message=message)
-    job.say("cancelled." if cancelled else f"all {len(outcomes)} runs have ended.")
+    job.say("cancelled." if cancelled else message if others else f"all {len(outcomes)} runs have ended.")
     if job.jobs > 1:
         scheduler.cancel(job.arrays, waiting=True)
 

@@ -208,6 +208,8 @@ class Pool(Source):
             return state, "over"
         if lease.is_cancelled(run, state.life):
             return state, "wait" if state.state in ACTIVE else "over"
+        if self._is_anothers(state) and state.state not in ("new", "stopped"):
+            return state, "wait"
         who = lease.claimed_by(run, state.life)
         if state.state == "new" or not (state.claimed or who):
             return state, "go" if state.state in ("new", "pending") else "wait"
@@ -219,6 +221,38 @@ class Pool(Source):
         if state.state == "stopped" or (state.state == "lost" and mine):
             return self._again(member, state)
         return state, "wait"  # it runs, or its own job comes again
+
+    def _is_anothers(self, state: RunState) -> bool:
+        """The life was taken by another command: a sweep that has this member too, or the run alone."""
+        return state.state != "new" and state.sweep != self.job.sweep.path.name
+
+    def elsewhere(self) -> dict[str, str]:
+        """By run_dir, what another command has, or what needs such a run, if that is all that is left; else nothing.
+
+        With the run that is waited for: no job of this sweep will be there when that one has ended.
+        """
+        theirs: dict[str, str] = {}
+        for member in self.left:
+            state = runs.state_of(member.dir)
+            if state.state in ("completed", "failed", "unreadable"):
+                continue
+            if self._is_anothers(state):
+                theirs[member.run_dir] = member.run_id
+            elif need := next((n for n in member.needs if n in theirs or self._is_outside(n)), None):
+                theirs[member.run_dir] = theirs.get(need, Path(need).name)
+            else:
+                return {}
+        return theirs
+
+    def let_go(self, theirs: dict[str, str]) -> None:
+        """Those that wait for runs of another command will not start."""
+        for member in list(self.left):
+            if (name := theirs.get(member.run_dir, member.run_id)) != member.run_id:
+                self._refuse(member, f"{lease.CANCELLED}needs {name}, which another command has.", PlanError.code)
+
+    def _is_outside(self, need: str) -> bool:
+        """A run of another command, which has not ended."""
+        return all(need != m.run_dir for m in self.members()) and runs.state_of(RunDir(Path(need))).state in ACTIVE
 
     def _again(self, member: Member, state: RunState) -> tuple[RunState, Verdict]:
         """What stopped, or vanished from this job: by the rules of runs that have a job of their own."""

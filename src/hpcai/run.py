@@ -221,7 +221,7 @@ def describe(plan: "JobPlan", config: "Config", files: "list[Input]") -> str:
     parts = [
         f"plan  {plan.run_id}",
         plan.job,
-        f"{plan.ranks} rank{'s' * (plan.ranks > 1)} x {plan.threads} threads"
+        f"{plan.ranks} rank{'s' * (plan.ranks > 1)} x {plan.threads} thread{'s' * (plan.threads > 1)}"
         + (f", {asked['gpus_per_node']} GPU{'s' * (asked['gpus_per_node'] > 1)}" if asked["gpus_per_node"] else ""),
         f"data: {config.data.name or 'unnamed'} ({len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:.1f} MB"
         + (f", {config.data.licence})" if config.data.licence else ")"),

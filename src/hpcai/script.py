@@ -107,9 +107,8 @@ def _said(plan: JobPlan, shared: Shared | None) -> Iterator[Line]:
     nodes = f"{asked['nodes']} node{'s' * (asked['nodes'] > 1)} of {slurm.get('partition')}"
     what = plan.job
     if shared is not None:
-        what = (
-            f"the {shared.members} runs" if shared.jobs == 1 else f"one of {shared.jobs} jobs that do the {shared.members} runs"
-        )
+        what = f"the {shared.members} runs" if shared.members > 1 else "the run"
+        what = what if shared.jobs == 1 else f"one of {shared.jobs} jobs that do {what}"
     yield Line(f"# hpcai {hpcai.__version__}: {what} of {plan.run_id}{whom}.")
     yield Line(f"# At most {limits.duration(asked['timeout_min'])} on {nodes}{gpus}" + _price(plan) + ".")
     where = (

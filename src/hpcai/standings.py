@@ -71,9 +71,8 @@ def outcomes(members: Sequence[runs.Member], waiting: Mapping[str, str] | None =
 
 def _outcome(member: runs.Member, why: str | None) -> Outcome:
     state = runs.state_of(member.dir)
-    if state.state == "failed" and state.message.startswith(lease.CANCELLED):  # by a job of the sweep, in its records
-        why = state.message
-    if why is not None and state.state in ("new", "failed"):
+    told = state.state == "failed" and state.message.startswith(lease.CANCELLED)  # by a job of the sweep, in its records
+    if (why := state.message if told else why if state.state == "new" else None) is not None:
         return Outcome(member, "cancelled", None, why, None, None)
     score = runs.best_validation(member.dir)
     if score is not None:  # the file is a user's to edit: what goes on from here are numbers
@@ -182,11 +181,11 @@ def _ranking_lines(groups: list[Group], found: Sequence[Outcome]) -> list[str]:
 
 
 def _group_words(group: Group, found: Sequence[Outcome]) -> str:
-    """`AUC 0.953 sd 0.004 (0.948 to 0.958), 3 seeds`; of one member the score with its interval over cases."""
+    """`AUC 0.953 sd 0.004 (0.948 to 0.958), 3 seeds`; of one member the score with its interval over cases, and its run."""
     if group.of == 1:
-        (only,) = (o.score for o in found if o.member.job == "train" and o.member.group == group.label)
-        assert only is not None
-        return score_words(only)
+        (only,) = (o for o in found if o.member.job == "train" and o.member.group == group.label)
+        assert only.score is not None
+        return f"{score_words(only.score)}  {only.member.run_id}"
     digits = _digits(group.name)
     noun = _noun(group, found)
     seeds = f"{group.seeds} {noun}{'s' * (group.seeds > 1)}"
@@ -223,7 +222,9 @@ def _shown_name(name: str) -> str:
 
 def _member_line(outcome: Outcome) -> str:
     score = f"  validation {score_words(outcome.score)}" if outcome.score and outcome.member.job == "train" else ""
-    return f"{one_line(outcome.name, 200)}  {outcome.member.job}  {outcome.state}{score}"
+    job = outcome.member.job
+    name = outcome.name if outcome.name != job else outcome.member.run_id  # of a pipeline the label is the job
+    return f"{one_line(name, 200)}  {job}  {outcome.state}{score}"
 
 
 def fault_lines(found: Sequence[Outcome]) -> list[str]:

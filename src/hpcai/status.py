@@ -102,7 +102,7 @@ def note(name: str, state: RunState) -> str:
             return one_line(": ".join(word for word in (state.owner, state.message) if word), 300)
         case "unreadable":
             return f"{one_line(state.message, 200)} Restore the file, or hpcai rm {name}."
-        case "lost" | "stopped":
+        case "lost" | "stopped" if f"hpcai resume {name} " not in state.message:
             return f"{one_line(state.message, 400).removesuffix(GOES_ON)} hpcai resume {name} goes on."
         case _:
             return one_line(state.message, 400)
@@ -171,7 +171,8 @@ def read_sweep_row(folder: Path, known: dict[str, RunState]) -> SweepRow:
         return SweepRow(Sweep(folder.name, "", folder, [], None, "sweep", []), RunState("unreadable", message=text), {})
     states = (known.get(m.run_dir) or runs.state_of(m.dir) for m in sweep.members)
     counts = Counter("waiting" if not s.claimed and s.state == "pending" else AS.get(s.state, s.state) for s in states)
-    return SweepRow(sweep, state, {word: counts[word] for word in COUNTED} | {"total": len(sweep.members)})
+    total = max(len(sweep.members), int(sweep.options.get("trials", 0)))  # of a search some are not known yet
+    return SweepRow(sweep, state, {word: counts[word] for word in COUNTED} | {"total": total})
 
 
 def main(argv: list[str]) -> int:
@@ -239,17 +240,22 @@ def show(rows: Sequence[Row], sweeps: Sequence[SweepRow], now: float | None = No
     now = time.time() if now is None else now
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     cut: list[str] = []
+    labels = {
+        m.run_dir: m.label for s in sweeps for m in s.sweep.members if m.label != m.job
+    }  # what a member that has ended well is of its sweep
     table: list[tuple[str, ...]] = [("RUN", "JOB", "STATE", "PROGRESS", "BEST", "AGE", "NOTE")]
     for row in rows:
         best = f"{row.best.name} {row.best.value:.4f}" if row.best else ""
         told = age(now - row.told) if row.told else ""
-        table.append((row.name, row.job, row.state.state, row.progress, best, told, note(row.name, row.state)))
+        said = note(row.name, row.state) or one_line(labels.get(str(row.run.path), ""), 80)
+        table.append((row.name, row.job, row.state.state, row.progress, best, told, said))
     if rows:
         cut += print_table(table, width)
     table = [("SWEEP", "STATE", "MEMBERS", "AGE", "NOTE")]
     for s in sweeps:
         name, told = one_line(s.sweep.path.name, 120), age(now - s.state.told) if s.state.told else ""
-        members = ", ".join(f"{s.members[w]} {w}" for w in COUNTED if s.members.get(w)) + f" of {s.members.get('total', '?')}"
+        counts = ", ".join(f"{s.members[w]} {w}" for w in COUNTED if s.members.get(w)) or "none"
+        members = f"{counts} of {s.members.get('total', '?')}"
         table.append((name, s.state.state, members, told, note(name, s.state)))
     if sweeps:
         cut += print_table(table, width, gap=bool(rows))

@@ -140,6 +140,18 @@ def _gathers(entries: Sequence[Entry], *, anew: bool) -> Iterator[Entry]:
             yield Entry.planned(config, label, group, tuple(names), anew=anew)
 
 
+def _unpooled(entries: Sequence[Entry]) -> Iterator[str]:
+    """Some folds, but not all: no job=gather comes of them."""
+    pooled = {need for e in entries if e.plan.job == "gather" for need in e.member.needs}
+    splits = [e.config.data.split for e in entries if e.plan.job == "train" and e.plan.run_dir not in pooled]
+    loose = [split for split in splits if split.by == "kfold"]
+    if folds := sorted({split.fold for split in loose}) if len(loose) > 1 else []:
+        yield (
+            f"data.split.fold: {len(folds)} of data.split.folds={loose[0].folds}: what they leave out is not pooled. "
+            f"'data.split.fold=range(0,{loose[0].folds})' has all of them."
+        )
+
+
 def _as_fold(entry: Entry) -> Entry:
     """Folds of one cross-validation are no rivals: they stand in one group, as seeds do."""
     return replace(entry, member=replace(entry.member, group=_without_fold(entry.member.group)))
@@ -267,7 +279,7 @@ def run_grid(words: list[str], options: Options) -> int:
     sweep = sweep_of(words, entries, options)
     done = sum(state == "completed" for state in states.values())
     print(_describe(sweep, entries, done), flush=True)
-    for warning in dict.fromkeys(w for e in entries for w in e.plan.warnings):
+    for warning in dict.fromkeys([*(w for e in entries for w in e.plan.warnings), *_unpooled(entries)]):
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
         for e in entries:

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from hpcai import plan, queued, rundir, runs, standings, watch
+from hpcai import driver, plan, queued, rundir, runs, watch
 from hpcai import run as launcher
 from hpcai.arguments import Words, whole_number
 from hpcai.errors import ConfigError, HpcaiError, PlanError, RunError, one_line
@@ -273,7 +273,7 @@ def report(argv: list[str]) -> int:
         if options.json:
             print(json.dumps(value, indent=1, ensure_ascii=False))
         elif sweep:
-            print("\n".join([*standings.table(_outcomes(value)), f"results: {watch.shown(file)}"]))
+            driver.show(_outcomes(value), file)
         else:
             watch.show_answer(target)
     except DAMAGED as e:
@@ -287,7 +287,7 @@ def _check_finished(target: RunDir, file: Path) -> None:
     state, going = seen.states([target])[target.path], busy(target, seen)
     ended = file.is_file() and not going if runs.is_sweep(target.path) else state.state == "completed"
     if not ended:
-        row = None if runs.is_sweep(target.path) else read_row(target)
+        row = None if runs.is_sweep(target.path) else read_row(target, state)
         far = f" ({row.progress})" if row and row.progress else ""
         verb = "wait" if going else "resume"
         name = one_line(target.path.name, 120)

@@ -165,6 +165,8 @@ def _where(cost: Json) -> str:
     if not slurm:
         return ""
     price = f"; {slurm['price']['words']}" if slurm["price"] else ""
+    if slurm.get("shared_by"):
+        price = f" shared by {slurm['shared_by']} runs{price}{' for all of them' * bool(price)}"
     return f"{slurm['cluster']}, {slurm['nodes']} {slurm['partition']} node{'s' * (slurm['nodes'] > 1)}{price}"
 
 

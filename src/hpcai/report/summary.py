@@ -154,7 +154,7 @@ def _cost(folder: Folder) -> Json:
 
 
 def _slurm(folder: Folder) -> Json | None:
-    """Where it ran and what that can cost at most; None without a scheduler."""
+    """Where it ran and what that can cost at most; None without a scheduler. `shared_by`: so many runs of a sweep."""
     asked = folder.plan.get("slurm")
     if not asked:
         return None
@@ -164,7 +164,7 @@ def _slurm(folder: Folder) -> Json | None:
         "partition": asked.get("partition"),
         "nodes": nodes,
         "price": asked.get("price"),
-    }
+    } | ({"shared_by": beside} if (beside := asked.get("per_node", 1)) > 1 else {})
 
 
 def _machine(folder: Folder) -> Json | None:
