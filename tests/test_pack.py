@@ -379,3 +379,26 @@ def test_a_search_goes_on_after_its_time_ends_and_after_a_killed_rank(bench: Lau
     for run in bench.members().values():
         once(run, 300)
     assert lease.last_life(first) == 3
+
+
+def test_the_last_trial_of_a_search_goes_on_in_the_same_start_when_its_rank_is_killed(bench: Launcher, slurm: Any) -> None:
+    manner(bench, curve=True, step_s=0.1)
+    assert search(bench, "trainer.max_steps=40", trials=1).rc == 0
+    sweep = bench.sweep_dir()
+    all_at(bench, 3, 1)
+    (run,) = bench.members().values()
+    bench.ranks(run)[0].kill()
+    ended(bench, sweep)
+    once(run, 40)
+    assert lease.last_life(run) == 2 and slurm.job(jobs(sweep)[0])["Restarts"] == "0"
+
+
+def test_a_search_of_few_values_ends_though_two_jobs_hold_trials_of_one_run(bench: Launcher) -> None:
+    manner(bench, curve=True, step_s=0.2)
+    words = ("trainer.lr=choice(0.01,0.02,0.03)", "cluster=testbed", "resources.timeout_min=5", *CORE, "sweep.per_node=1")
+    done = bench("-m", "--search", "trials=8,seed=1,pruner=none", *bench.words(*words, "trainer.max_steps=5"), bare=True)
+    assert done.rc == 0, done
+    found = ended(bench, bench.sweep_dir())
+    assert {m["state"] for m in found.values()} == {"completed"} and len(found) <= 3
+    for run in bench.members().values():
+        once(run, 5)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 import signal
 import sys
 import time
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import tiny_words, until
 
-from hpcai import arrays, lease, pack, rundir, scheduler, submit
+from hpcai import arrays, cancellation, lease, pack, queued, rundir, runs, scheduler, submit
 from hpcai.driver import Options
 from hpcai.errors import OwnedError, PlanError
 from hpcai.pack import Steps
@@ -29,8 +32,14 @@ Send = Callable[..., Sweep]
 
 
 @pytest.fixture
-def send(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Send:
-    """Sends a sweep of so many seeds to a Slurm that takes everything as job `name`; its srun does what the file says."""
+def needs() -> list[list[str]]:
+    """What each sweep that was sent waits for."""
+    return []
+
+
+@pytest.fixture
+def send(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: list[list[str]]) -> Send:
+    """Sends a sweep of so many seeds to a Slurm that takes it as job 77, the next as 88; its srun does what the file says."""
     monkeypatch.setattr(scheduler, "unavailable", lambda: "")
     monkeypatch.setattr(scheduler, "submitted", lambda: 0)
     monkeypatch.setattr(scheduler, "named", lambda *_: None)
@@ -39,15 +48,16 @@ def send(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sen
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     srun(tmp_path, "sleep 60")
 
-    def given(run: RunDir, plan: Any, life: int, waves: Any, needs: Any = ()) -> list[str]:
+    def given(run: RunDir, plan: Any, life: int, waves: Any, after: Any = ()) -> list[str]:
+        needs.append(list(after))
         lease.give_to_job(run, life, id[0], [*id])
         return [*id]
 
     monkeypatch.setattr(submit, "send", given)
     id = ["77"]
 
-    def sent(*words: str, name: str = "77", junit: Path | None = None) -> Sweep:
-        id[0] = name
+    def sent(*words: str, name: str = "", junit: Path | None = None) -> Sweep:
+        id[0] = name or str(77 + 11 * len(needs))
         told = tiny_words(tiny_npz) | {"runs_dir": str(tmp_path / "runs"), "cluster": "testbed", "resources.timeout_min": "10"}
         line = [f"{k}='{v}'" if "/" in v else f"{k}={v}" for k, v in told.items()] + ["resources.cpus_per_task=1", *words]
         entries = plan_members(line, Options())
@@ -218,6 +228,195 @@ def test_a_job_that_was_cut_off_leaves_all_to_its_next_start(send: Send, monkeyp
     assert not asked and lease.read_state(sweep.dir).state == "pending"
 
 
+def test_of_two_starts_that_were_killed_at_their_claim_and_after_it_neither_member_is_lost_nor_asked_for_at_each_look(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = send("seed=0")
+    (run,) = [member.dir for member in sweep.members]
+    claim = lease.life_dir(run, 1) / "claim"
+    claim.touch()  # made, and killed before it said whose
+    pool, steps = at_work(job(sweep, monkeypatch))
+    with pytest.raises(OwnedError):
+        steps.start(upcoming(pool), SHARE)
+    pool.looked = 0.0
+    assert pool.next() is None  # not at once, again and again
+    os.utime(claim, (time.time() - 2 * lease.SILENT_S,) * 2)
+    pool.beaten.clear()
+    assert steps.start(upcoming(pool), SHARE) == 2
+
+
+def test_a_claim_that_a_full_disk_cut_short_is_nobodys(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = [member.dir for member in send("seed=0").members]
+    with monkeypatch.context() as full:
+        full.setattr(os, "fdopen", _full)
+        with pytest.raises(OSError, match="No space"):
+            lease.claim(run, 1, "77_0 0")
+    assert lease.claim(run, 1, "77_1 0")
+
+
+def _full(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_member_that_dies_is_not_begun_again_before_its_end_was_noted(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place on the node would be given away twice."""
+    pool, steps = at_work(job(send("seed=0"), monkeypatch))
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    vanishes(entry.dir)
+    pool.looked = 0.0
+    assert pool.next() is None and pool.left
+    pool.ended(entry, steps.state(entry))
+    assert upcoming(pool).plan.run_id == entry.plan.run_id
+
+
+def vanishes(run: RunDir) -> None:
+    """Its rank has begun, made a step, and is gone without a word."""
+    life = lease.last_life(run)
+    lease.append(run, life, 0, "begin", **{**lease.me(), "started": "gone"})
+    lease.append(run, life, 0, "progress", step=3)
+
+
+def test_what_a_job_that_does_not_come_again_has_lost_goes_on_in_another(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0")
+    pool, steps = at_work(job(sweep, monkeypatch))
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    vanishes(entry.dir)
+    other, theirs = at_work(job(sweep, monkeypatch, 1))
+    assert other.next() is None  # it may be about to start it again
+    slurm_says(monkeypatch, "TIMEOUT")
+    other.answered = -math.inf
+    assert theirs.start(upcoming(other), SHARE) == 2
+
+
+def test_jobs_of_an_array_that_is_sent_while_others_run_are_of_the_sweep(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0,1")
+    (first,) = [at_work(job(sweep, monkeypatch))[0]]
+    owner = lease.life_dir(sweep.dir, 1) / "owner.json"
+    rundir.write_json(owner, rundir.read_json(owner) | {"arrays": 2})
+    monkeypatch.setattr(time, "sleep", lambda _: rundir.write_json(owner, rundir.read_json(owner) | {"chain": ["77", "79"]}))
+    late, theirs = at_work(job(sweep, monkeypatch, array="79"))  # began before its submitter has written it down
+    taken = upcoming(late)
+    theirs.start(taken, SHARE)
+    assert upcoming(first).plan.run_id != taken.plan.run_id
+
+
+def test_records_that_seem_damaged_for_a_moment_end_no_member(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0")
+    pool, steps = at_work(job(sweep, monkeypatch))
+    read, moments = runs.state_of, [0]
+
+    def torn(run: RunDir) -> lease.RunState:
+        moments[0] += 1
+        return lease.RunState("unreadable") if moments[0] == 1 else read(run)
+
+    monkeypatch.setattr(runs, "state_of", torn)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    moments[0] = 0
+    assert steps.state(entry).state == "running" and steps.state(entry).state == "pending"
+
+
+def test_a_damaged_old_life_costs_its_member_alone(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0,1")
+    pool, steps = at_work(job(sweep, monkeypatch))
+    entry = upcoming(pool)
+    for _ in range(2):
+        steps.start(entry, SHARE)
+        lease.append(entry.dir, lease.last_life(entry.dir), 0, "progress", step=lease.last_life(entry.dir))
+        ends(entry.dir, 128 + signal.SIGUSR2, "stopped.")
+        pool.ended(entry, lease.read_state(entry.dir))
+        pool.told = False
+    (lease.life_dir(entry.dir, 1) / "rank0.jsonl").write_bytes(b"[1]\n")
+    assert upcoming(pool).plan.run_id != entry.plan.run_id
+    assert lease.read_state(entry.dir).message == "its folder is damaged."
+
+
+def test_a_full_disk_does_not_hide_a_step_that_has_started(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, steps = at_work(job(send("seed=0"), monkeypatch))
+    entry = upcoming(pool)
+    monkeypatch.setattr(lease, "hand_over", _full)
+    assert steps.start(entry, SHARE) == 1 and steps.state(entry).state == "pending"
+    assert entry.plan.run_dir in pool.began
+
+
+def test_a_step_that_never_begins_is_ended_when_it_is_asked_to_stop(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, steps = at_work(job(send("seed=0,1"), monkeypatch))
+    stuck, young = upcoming(pool), None
+    steps.start(stuck, SHARE)
+    young = upcoming(pool)
+    steps.start(young, SHARE)
+    pool.began[stuck.plan.run_dir] -= 2 * pack.BEGIN_S
+    steps.end_stuck()
+    until(lambda: steps.state(stuck).state == "lost")
+    assert steps.state(young).state == "pending"
+
+
+# --- two sweeps
+
+
+def test_a_member_that_another_sweep_has_is_left_to_it_while_its_jobs_are_there(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, steps = at_work(job(send("seed=0,1"), monkeypatch))
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    more = send("seed=0,1,2")
+    other, theirs = at_work(job(more, monkeypatch, array="88"))
+    assert upcoming(other).member.label == "seed=2"
+    theirs.start(upcoming(other), SHARE)
+    other.looked = 0.0
+    assert other.next() is None and len(other.left) == 3 and lease.last_life(entry.dir) == 1
+    slurm_says(monkeypatch, "COMPLETED")
+    other.answered = -math.inf
+    ends(entry.dir)
+    again = upcoming(other)  # seed=1: nobody began it, and nobody will
+    assert again.member.label == "seed=1" and theirs.start(again, SHARE) == 2
+    assert lease.read_state(again.dir).sweep == more.id and len(other.left) == 2
+
+
+def test_a_member_that_a_later_sweep_was_sent_with_is_not_taken_by_the_jobs_of_the_first(
+    send: Send, monkeypatch: pytest.MonkeyPatch, needs: list[list[str]]
+) -> None:
+    sweep = send("seed=0,1")
+    pool, steps = at_work(job(sweep, monkeypatch))
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    ends(entry.dir, 5, "no.")
+    send("seed=0")
+    assert needs[-1] == [] and lease.last_life(entry.dir) == 2
+    other = at_work(job(sweep, monkeypatch, 1))[0]
+    assert upcoming(other).plan.run_id != entry.plan.run_id
+
+
+def test_what_depends_on_a_sweeps_member_waits_for_all_of_its_jobs_however_they_end(
+    send: Send, monkeypatch: pytest.MonkeyPatch, needs: list[list[str]]
+) -> None:
+    pool, steps = at_work(job(send("seed=0,1"), monkeypatch))
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    send(f"depends_on={entry.plan.run_id}", "seed=7")
+    assert needs[-1] == ["afterany:77"]
+
+
+def test_a_member_that_stopped_in_a_job_that_is_over_waits_for_the_others(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, steps = at_work(job(send("seed=0"), monkeypatch))
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    ends(entry.dir, 128 + signal.SIGUSR2, "stopped.")
+    known = {"77_0": "COMPLETED", "77": "RUNNING"}
+
+    def look(ids: Iterable[str], **_: Any) -> Answer:
+        return Answer({id: scheduler.Job(id, known[id]) for id in ids}, queue=True, accounting=True)
+
+    monkeypatch.setattr(scheduler, "look", look)
+    assert queued.state_of(entry.dir).state == "pending"
+    known["77"] = "COMPLETED"
+    assert queued.state_of(entry.dir).state == "stopped"
+
+
 # --- what needs what
 
 
@@ -353,6 +552,81 @@ def test_a_cancelled_sweep_ends_when_the_last_of_its_jobs_has_stopped(send: Send
     finish(job(sweep, monkeypatch, 1), at_work(job(sweep, monkeypatch, 1))[0], (signal.SIGTERM,))
     assert lease.read_state(sweep.dir).code == 128 + signal.SIGTERM
     assert time.time() - (lease.read_state(sweep.dir).ended or 0) < 60
+
+
+def test_places_in_jobs_that_never_come_hold_nobody(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused when they were sent, or cancelled one by one."""
+    sweep = send("seed=0,1")
+    owner = lease.life_dir(sweep.dir, 1) / "owner.json"
+    rundir.write_json(owner, rundir.read_json(owner) | {"jobs": 5})
+    asked: list[str] = []
+    monkeypatch.setattr(scheduler, "requeue", lambda id, *_: asked.append(id) or "")
+    mine = job(sweep, monkeypatch, elapsed=500)
+    pool = at_work(mine)[0]
+    finish(mine, pool)
+    assert not asked  # they wait
+    monkeypatch.setattr(scheduler, "look", lambda *_, **__: Answer({}, queue=True, accounting=False))
+    pack._finish(mine, pool, ())
+    assert asked == ["77_0"]
+
+
+def test_a_sweep_whose_last_members_completed_by_themselves_has_ended_when_it_is_asked_for_again(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = send("seed=0,1")
+    mine = job(sweep, monkeypatch)
+    pool, steps = at_work(mine)
+    for code in (0, 5):
+        entry = upcoming(pool)
+        steps.start(entry, SHARE)
+        ends(entry.dir, code, "no.")
+    finish(mine, pool)
+    slurm_says(monkeypatch, "COMPLETED")
+    lease.take(entry.dir, 1)
+    ends(entry.dir)
+    assert send("seed=0,1").id == sweep.id
+    assert lease.read_state(sweep.dir).state == "completed"
+    assert {m["state"] for m in rundir.read_json(sweep.path / "results.json")["members"]} == {"completed"}
+
+
+def test_a_job_that_lives_on_takes_nothing_from_those_that_were_sent_when_it_was_gone(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that Slurm has given up, and a sweep that was resumed meanwhile."""
+    sweep = send("seed=0")
+    old = job(sweep, monkeypatch)
+    old.begin()
+    left = at_work(old)[0]
+    slurm_says(monkeypatch, "NODE_FAIL")
+    assert send("seed=0").id == sweep.id
+    slurm_says(monkeypatch, "RUNNING")
+    pool, steps = at_work(job(sweep, monkeypatch, array="88"))
+    steps.start(upcoming(pool), SHARE)
+    assert left.next() is None and lease.last_life(sweep.members[0].dir) == 2
+    with pytest.raises(OwnedError, match="others have the sweep now"):
+        old.check()
+
+
+def test_a_sweep_that_is_through_when_it_is_cancelled_is_completed(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = send("seed=0")
+    mine = job(sweep, monkeypatch)
+    pool, steps = at_work(mine)
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    lease.note_cancelled(sweep.dir, 1)
+    ends(entry.dir)
+    finish(mine, pool, (signal.SIGTERM,))
+    assert lease.read_state(sweep.dir).state == "completed"
+
+
+def test_a_lost_member_whose_job_waits_is_cancelled_at_once(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, steps = at_work(job(send("seed=0"), monkeypatch))
+    entry = upcoming(pool)
+    steps.start(entry, SHARE)
+    vanishes(entry.dir)
+    slurm_says(monkeypatch, "PENDING", "")
+    assert not cancellation.stop([entry.dir], wait=True)
+    assert lease.read_state(entry.dir).code == 128 + signal.SIGTERM
 
 
 # --- members that another command has too

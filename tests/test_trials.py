@@ -275,6 +275,23 @@ def test_a_twin_of_a_run_that_a_killed_driver_left_is_answered_by_it(tmp_path: P
     assert {state for state, _ in again.states} == {"complete"}
 
 
+def test_a_twin_that_another_driver_holds_is_answered_by_whoever_settles_last(tmp_path: Path) -> None:
+    """Neither told it: the one because it did not run it, the other because it did not hold it."""
+    driver = Driver(tmp_path / "s", trials=8, space=PAIR)
+    one, two = driver.next(), driver.next()
+    for entry in (one, two):
+        begin(entry, 0.9)
+    other = Driver(tmp_path / "s", trials=8, space=PAIR)
+    while other.source.next() is not None:  # those that run elsewhere: not started here
+        pass
+    for entry in (one, two):
+        close(entry)
+        driver.end(entry)
+    assert "open" in {state for state, _ in driver.states}
+    Driver(tmp_path / "s", trials=8, space=PAIR).source.settle()
+    assert driver.states == [("complete", 0.9)] * 8
+
+
 # --- trials that cannot be planned
 
 

@@ -85,7 +85,7 @@ def send(sweep: Sweep, entries: Sequence[Entry], options: Options) -> int:
         if not options.dry_run:
             _settle(sweep, own, all(states[e.dir.path].state == "completed" for e in entries))
         return report(sweep, standings.outcomes(sweep.members), options)
-    after = list(_after(entries, seen))
+    after = list(dict.fromkeys(_after(entries, seen)))
 
     def prepare(frozen: Frozen) -> Iterator[tuple[RunDir, int]]:
         """The members' folders, with a life each that waits for a job."""
@@ -160,6 +160,7 @@ def _send(
     waves = submit.chain(config)
     junit = str(options.junit.absolute()) if options.junit else None
     facts: dict[str, Any] = {"per_node": beside, "threads": first.plan.threads, "jobs": jobs.count * waves, "junit": junit}
+    facts["arrays"] = len(jobs.arrays) * waves
     life = lease.take(sweep.dir, 1, over=over, kind="slurm", job=None, restart=0, **facts)
     taken: list[tuple[RunDir, int]] = []
     try:
@@ -201,10 +202,11 @@ def _after(entries: Sequence[Entry], seen: queued.Watch) -> Iterator[str]:
     Raises: Faults where such a run can no longer be completed, or is not Slurm's.
     """
     ours = {e.plan.run_dir for e in entries}
-    outside = {need: RunDir(Path(need)) for e in entries for need in e.member.needs if need not in ours}
+    outside = {need: "depends_on" for e in entries for need in e.member.needs if need not in ours}
     found: list[HpcaiError] = []
-    for run, state in ((run, seen.states([run])[run.path]) for run in outside.values()):
-        name = f"depends_on={one_line(run.path.name, 120)}"
+    for run, key in ((RunDir(Path(path)), key) for path, key in outside.items()):
+        state = seen.states([run])[run.path]
+        name = f"{key}={one_line(run.path.name, 120)}"
         if state.state == "completed":
             continue
         if state.state not in ACTIVE:
@@ -213,12 +215,19 @@ def _after(entries: Sequence[Entry], seen: queued.Watch) -> Iterator[str]:
             )
         elif not state.slurm_job:
             found.append(PlanError(f"{name}: runs without Slurm, which cannot wait for it. Send this when it has ended."))
-        elif len(state.chain) > 1 or not state.claimed:  # one of several ends well: the pack looks which
-            yield f"afterany:{':'.join(queued.ids_of(state))}"
+        elif state.sweep or len(state.chain) > 1:  # how such a job ends says nothing of it: the pack looks
+            yield f"afterany:{':'.join(_jobs_of(run, state))}"
         else:
             yield f"afterok:{state.slurm_job}"
     if found:
         raise Faults(found)
+
+
+def _jobs_of(run: RunDir, state: RunState) -> tuple[str, ...]:
+    """The jobs that a run may come back by: of a sweep's member all of the sweep's."""
+    sweep = RunDir(run.path.parent / runs.SWEEPS / state.sweep) if state.sweep else run
+    owner = lease.read_owner(sweep, lease.last_life(sweep)) if state.sweep else {}
+    return tuple(owner.get("chain") or [owner["job"]]) if owner.get("job") else queued.ids_of(state)
 
 
 def _describe(members: int, jobs: Jobs) -> str:

@@ -175,6 +175,8 @@ def _stop_shared(run: RunDir, state: RunState, known: Sequence[scheduler.Job]) -
     if state.sweep:
         if not state.claimed:
             _withdraw(run, state.life)
+        elif state.state == "lost" and any(job.id == state.slurm_job and job.waits for job in known):
+            lease.give_up(run, state.life, f"cancelled while it waited. hpcai resume {run.path.name} sends it again.", 143)
         return True
     if scheduler.cancel(queued.ids_of(state), waiting=True):
         return False

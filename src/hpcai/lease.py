@@ -34,6 +34,7 @@ from hpcai.rundir import RunDir, append_lines, read_json, read_lines, write_json
 BEAT_S = 10.0  # rank 0 touches `beat` so often
 SILENT_S = 120.0  # silent on another host for so long: taken for dead. 12 beats: a busy file system delays some
 ENDS_BYTES = 16 * 1024  # of a long record file: what `outline` reads at each end
+NOBODY = "nobody 0"  # who made a claim and was killed before it said whose: that one is gone
 CANCELLED = "cancelled: "  # how the verdict begins of a member that will not start, as what it needed did not end well
 State = Literal["new", "pending", "running", "completed", "stopped", "failed", "lost", "unreadable"]
 
@@ -169,21 +170,27 @@ def give_to_job(run: RunDir, life: int, job: str, chain: Sequence[str] = ()) -> 
 
 def claim(run: RunDir, life: int, who: str) -> bool:
     """Makes a life that was taken for a Slurm job the one of `who`, one start of it; False if another start has it."""
+    path = life_dir(run, life) / "claim"
     try:
-        file = os.open(life_dir(run, life) / "claim", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
     except FileExistsError:
         return False
-    with os.fdopen(file, "w") as f:
-        f.write(who)
+    try:
+        with os.fdopen(file, "w") as f:
+            f.write(who)
+    except OSError:  # a full disk: nobody has it
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 
 def claimed_by(run: RunDir, life: int) -> str:
-    """Which start has a life; nothing if none has claimed it."""
+    """Which start has a life; nothing if none has claimed it, NOBODY if that was killed before it could say so."""
     try:
-        return (life_dir(run, life) / "claim").read_text("utf-8")
+        who = (life_dir(run, life) / "claim").read_text("utf-8")
     except FileNotFoundError:
         return ""
+    return who or (NOBODY if _claimed_long_ago(run, life) else "")
 
 
 def is_untouched(run: RunDir, life: int) -> bool:
@@ -229,7 +236,11 @@ def _look(run: RunDir) -> RunState:
     sweep, claimed = owner.get("sweep"), owner.get("job") is not None
     if sweep is not None and not claimed:
         owner = _with_jobs_of(RunDir(run.path.parent / sweep), owner)
-    state = replace(_judged(run, life, owner, told), told=float(newest), chain=tuple(owner.get("chain", ())))
+    state = _judged(run, life, owner, told)
+    if sweep is not None and claimed and state.state in ("stopped", "lost"):  # it may go on in another of them
+        theirs = _with_jobs_of(RunDir(run.path.parent / sweep), owner)
+        owner = {**owner, "chain": theirs["chain"] or [theirs["job"]] * bool(theirs["job"])}
+    state = replace(state, told=float(newest), chain=tuple(owner.get("chain", ())))
     if owner.get("kind") == "slurm":
         state = replace(state, slurm_job=owner.get("job") or "")
     return state if sweep is None else replace(state, sweep=Path(sweep).name, claimed=claimed)

@@ -7,6 +7,7 @@ was over. Those that it stopped may go on in another job.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -19,16 +20,14 @@ from hpcai import lease, queued, requeue, rundir, runs, scheduler, script, stand
 from hpcai.config.schema import Config
 from hpcai.context import current_job, this_start
 from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError, one_line
-from hpcai.hunt import Hunt
 from hpcai.lease import RunState
 from hpcai.plan import make_plan, read_config, read_plan
 from hpcai.queue import ACTIVE, Entry, Source
 from hpcai.rundir import RunDir
 from hpcai.runs import Member, Sweep
-from hpcai.search import Trial
 from hpcai.standings import Outcome
-from hpcai.trials import Trials
 
+SENDING_S = 30.0  # a job may begin before its submitter has written its number down
 LOOK_S = 2.0  # the members' records are read again so often, where none of ours has ended
 Verdict = Literal["go", "wait", "over"]
 
@@ -63,7 +62,9 @@ class Job:
 
     @property
     def is_past(self) -> bool:
-        """A later start of this job is at work: this one was cut off, and all that it knows is out of date."""
+        """A later start of this job, or a later life of the sweep, is at work: this one was cut off, its knowledge old."""
+        if lease.last_life(self.sweep.dir) != self.life:
+            return True
         try:
             newest = (self.begun / self.id).read_text("utf-8")
         except FileNotFoundError:
@@ -81,6 +82,8 @@ class Job:
 
     def check(self) -> None:
         """Raises: OwnedError if a later start is at work."""
+        if lease.last_life(self.sweep.dir) != self.life:
+            raise OwnedError(f"sweep={self.sweep.id}: others have the sweep now. Nothing was started.")
         if self.is_past:
             raise OwnedError(f"sweep={self.sweep.id}: a later start of job {self.id} is at work. Nothing was started.")
 
@@ -95,6 +98,22 @@ class Job:
     def left_s(self) -> float:
         """Seconds that a member would have before it is told to end."""
         return self.told_at - time.time()
+
+    def has(self, array: str) -> bool:
+        """Whether that is one of the jobs that have the sweep: its submitter may have sent it when we had begun."""
+        return array in self.arrays or array in lease.read_owner(self.sweep.dir, self.life).get("chain", ())
+
+    def places(self) -> int:
+        """How many members the jobs that have not begun can hold; those that Slurm no longer has, or never got, hold none."""
+        begun = {f.name for f in self.begun.iterdir() if not f.name.startswith(".")}
+        left = self.jobs - len(begun)
+        if left <= 0:
+            return 0
+        arrays = lease.read_owner(self.sweep.dir, self.life).get("chain") or self.arrays
+        late = [id for array in arrays for task in range(self.jobs) if (id := f"{array}_{task}") not in begun]
+        answer = scheduler.look(late, history=False)
+        there = sum(id in answer.jobs and answer.jobs[id].active for id in late)
+        return (min(left, there) if answer.queue else left) * self.beside
 
     @property
     def begun(self) -> Path:
@@ -117,6 +136,11 @@ def read_job(folder: Path, elapsed_s: float) -> Job:
     life = lease.last_life(sweep.dir)
     owner, array = lease.read_owner(sweep.dir, life), id.partition("_")[0]
     arrays = tuple(owner.get("chain") or [owner.get("job") or array])
+    before = time.monotonic()
+    while array not in arrays and len(arrays) < owner.get("arrays", 0) and time.monotonic() - before < SENDING_S:
+        time.sleep(0.5)
+        owner = lease.read_owner(sweep.dir, life)
+        arrays = tuple(owner.get("chain") or arrays)
     if array not in arrays:
         answer = scheduler.look(arrays, history=False)
         over = life if all(scheduler.gone(answer, other) for other in arrays) else 0
@@ -147,6 +171,10 @@ class Pool(Source):
     failed: list[int] = field(default_factory=list)  # codes of those that failed here
     looked: float = 0.0
     gone: set[tuple[str, int]] = field(default_factory=set)  # lives whose step ended here, whatever their records say
+    beaten: dict[str, float] = field(default_factory=dict)  # by run_dir: when another job was faster
+    asked: set[str] = field(default_factory=set)  # jobs of others that Slurm was asked about, and what it said when
+    answer: scheduler.Answer = field(default_factory=lambda: scheduler.Answer({}, queue=False, accounting=False))
+    answered: float = -math.inf
     told: bool = False  # Slurm says that this start ends, which it does once, up to a minute early
 
     def next(self) -> Entry | None:
@@ -191,11 +219,17 @@ class Pool(Source):
     def ready(self) -> Iterator[Member]:
         """Those that could start now, whatever time is left."""
         for member in list(self.left):
-            state, verdict = self.verdict(member)
+            try:
+                state, verdict = self.verdict(member)
+            except OSError:  # a file system's moment: the next look tells
+                continue
+            except runs.DAMAGED:
+                self._refuse(member, "its folder is damaged.", RunError.code)
+                continue
             if verdict == "over":
                 self.left.remove(member)
                 self.over[member.run_dir] = state
-            elif verdict == "go":
+            elif verdict == "go" and not self._is_busy(member):
                 if not (why := self._blocked(member)):
                     yield member
                 elif why != "wait":
@@ -203,21 +237,24 @@ class Pool(Source):
 
     def verdict(self, member: Member) -> tuple[RunState, Verdict]:
         """Its state, and whether it may start here, runs or waits elsewhere, or comes no more."""
-        run, state = member.dir, runs.state_of(member.dir)
+        run, state = member.dir, steady_state(member.dir)
         if state.state in ("completed", "failed", "unreadable"):
             return state, "over"
         if lease.is_cancelled(run, state.life):
             return state, "wait" if state.state in ACTIVE else "over"
-        if self._is_anothers(state) and state.state not in ("new", "stopped"):
-            return state, "wait"
-        who = lease.claimed_by(run, state.life)
-        if state.state == "new" or not (state.claimed or who):
+        who, ours = lease.claimed_by(run, state.life), state.sweep == self.job.sweep.path.name
+        if state.state == "new" or (ours and not (state.claimed or who)):
             return state, "go" if state.state in ("new", "pending") else "wait"
+        if not ours:  # of another sweep, or alone: its own jobs end it, while they are there
+            if not self._is_gone(state):
+                return state, "wait"
+            return self._again(member, _vanished(state))
         holder = who.partition(" ")[0]
-        mine = holder == self.job.id or bool(holder and state.sweep and holder.partition("_")[0] not in self.job.arrays)
+        mine = holder == self.job.id or bool(holder and not self.job.has(holder.partition("_")[0]))
+        mine |= state.state == "lost" and not mine and self._is_gone(state)
         over = state.state not in ACTIVE or (member.run_dir, state.life) in self.gone
         if mine and (who != self.job.start or over):  # of an earlier start, or of jobs that are gone
-            state = state if state.state == "stopped" else replace(state, state="lost", code=5, message=VANISHED)
+            state = _vanished(state)
         if state.state == "stopped" or (state.state == "lost" and mine):
             return self._again(member, state)
         return state, "wait"  # it runs, or its own job comes again
@@ -264,8 +301,24 @@ class Pool(Source):
         if verdict == "again":
             return state, "go"
         if verdict:
-            lease.give_up(member.dir, state.life, f"run={member.run_id}: {verdict}")
+            with contextlib.suppress(OSError):  # a full disk: it stays lost, and the others go on
+                lease.give_up(member.dir, state.life, f"run={member.run_id}: {verdict}")
         return runs.state_of(member.dir), "over"
+
+    def _is_busy(self, member: Member) -> bool:
+        """It runs here, and its end is still to be noted; or another job took it a moment ago, which not all hosts see yet."""
+        beaten = time.monotonic() - self.beaten.get(member.run_dir, -math.inf) < LOOK_S
+        return beaten or member.run_dir in self.began
+
+    def _is_gone(self, state: RunState) -> bool:
+        """Whether the jobs that may end it are over, by Slurm's word; of a run without Slurm its records say so."""
+        if state.slurm_job is None:
+            return state.state not in ACTIVE
+        ids = {state.slurm_job} if state.sweep and state.claimed else set(queued.ids_of(state))
+        if not ids <= self.asked or time.monotonic() - self.answered > scheduler.POLL_S:
+            self.asked |= ids
+            self.answer, self.answered = scheduler.look(self.asked, history=False), time.monotonic()
+        return bool(ids) and all(scheduler.gone(self.answer, id) for id in ids)
 
     def _blocked(self, member: Member) -> str:
         """Empty if it can start, `wait`, or why it never will."""
@@ -284,7 +337,8 @@ class Pool(Source):
         """It will not start: said in its own records."""
         run, life = member.dir, lease.last_life(member.dir)
         with contextlib.suppress(OSError):
-            if life and (lease.claim(run, life, self.job.start) or lease.claimed_by(run, life) == self.job.start):
+            mine = life and (lease.claim(run, life, self.job.start) or lease.claimed_by(run, life) == self.job.start)
+            if mine or runs.state_of(run).state in ("stopped", "lost"):  # an earlier start's: it could have gone on
                 lease.give_up(run, life, why, code)
         self.left.remove(member)
         self.over[member.run_dir] = RunState("failed", life, code, why)
@@ -309,12 +363,34 @@ class Pool(Source):
         """Those that somebody has cancelled."""
         return [entry for entry in running if lease.is_cancelled(entry.dir, lease.last_life(entry.dir))]
 
+    def put_back(self, entry: Entry) -> None:
+        """It was asked for, and not started: it is the next."""
+
+    def settle(self) -> None:
+        """Before it is asked what is left, when nothing runs here."""
+
     def waiting(self) -> bool:
         """A node is not held for a run of another job: that one takes what waits for it."""
         return False
 
 
 VANISHED = "a rank vanished without a word."
+
+
+def _vanished(state: RunState) -> RunState:
+    """A member whose job is gone: it was stopped, or has vanished."""
+    return state if state.state == "stopped" else replace(state, state="lost", code=5, message=VANISHED)
+
+
+def steady_state(run: RunDir) -> RunState:
+    """What the records say. On a file system of several hosts one that is just replaced may seem damaged for a moment."""
+    state = runs.state_of(run)
+    for _ in range(2):
+        if state.state != "unreadable":
+            break
+        time.sleep(LOOK_S / 2)
+        state = runs.state_of(run)
+    return state
 
 
 def name_of(member: Member) -> str:
@@ -335,79 +411,3 @@ def _entry(member: Member) -> Entry:
 def code_of(e: BaseException) -> int:
     """Of what stopped it."""
     return e.code if isinstance(e, HpcaiError) else RunError.code
-
-
-@dataclass
-class TrialPool(Pool):
-    """The trials of a search, each asked of the journal that all its jobs write."""
-
-    hunt: Hunt | None = None
-    again: list[Entry] = field(default_factory=list)  # whose ranks vanished here
-
-    def next(self) -> Entry | None:
-        """One that is to go on, or a new one."""
-        if self.rests() or not self.has_time("train"):
-            return None
-        entry = self.again.pop(0) if self.again else self.trials.next()
-        while entry is not None and not self._is_free(entry.dir):
-            entry = self.trials.next()
-        if entry is None:
-            self.looked = time.monotonic()
-        return entry
-
-    @property
-    def trials(self) -> Trials:
-        """Those of the hunt."""
-        assert self.hunt is not None
-        return self.hunt.trials or self.hunt.open()
-
-    def _is_free(self, run: RunDir) -> bool:
-        """Not another job's at this moment."""
-        state = runs.state_of(run)
-        return state.state not in ACTIVE or lease.claimed_by(run, state.life).partition(" ")[0] == self.job.id
-
-    def startable(self) -> int:
-        """New ones, and those that this job has begun."""
-        known = self.trials.search.trials()
-        begun = [self.hunt_dir(t) for t in known if t.state == "open" and t.run_id]
-        return max(0, self.trials.search.options.trials - len(known)) + sum(self._mine(run) for run in begun)
-
-    def hunt_dir(self, trial: Trial) -> RunDir:
-        """The run of a trial."""
-        return RunDir(self.job.sweep.path.parent.parent / str(trial.run_id))
-
-    def _mine(self, run: RunDir) -> bool:
-        life = lease.last_life(run)
-        return lease.claimed_by(run, life).partition(" ")[0] == self.job.id and not lease.is_cancelled(run, life)
-
-    def is_over(self) -> bool:
-        """All were handed out and told, but for those that somebody cancelled."""
-        known = self.trials.search.trials()
-        left = [self.hunt_dir(t) for t in known if t.state == "open"]
-        return len(known) >= self.trials.search.options.trials and all(lease.is_cancelled(r, lease.last_life(r)) for r in left)
-
-    def ended(self, entry: Entry, state: RunState) -> None:
-        """Told, but for one whose ranks vanished, if it may come again."""
-        began = entry.plan.run_dir in self.began
-        super().ended(entry, state)
-        if began and state.state == "lost":
-            state, verdict = self._again(entry.member, state)
-            if verdict == "go":
-                self.again.append(entry)
-                return
-        self.trials.ended(entry, state)
-
-    def prune(self, running: Sequence[Entry]) -> Sequence[Entry]:
-        """Those that fall behind, and those that somebody has cancelled."""
-        return [*self.trials.prune(running), *super().prune(running)]
-
-    def members(self) -> list[Member]:
-        """Those that were begun."""
-        assert self.hunt is not None
-        return self.hunt.members
-
-    def outcomes(self) -> list[Outcome]:
-        """As the search tells them."""
-        assert self.hunt is not None
-        self.hunt.open()
-        return self.hunt.outcomes()

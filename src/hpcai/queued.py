@@ -104,8 +104,10 @@ def with_scheduler(state: RunState, answer: scheduler.Answer, folder: Path | Non
     known = jobs_of(state, answer, folder)
     active = next((job for job in known if job.active), None)
     if active is not None:
+        if state.sweep and state.state == "stopped" and folder and lease.is_cancelled(RunDir(folder), state.life):
+            return state
         if state.sweep and not (state.claimed and (active.waits or state.state in ACTIVE)):
-            return _in_turn(state, folder)
+            return replace(state, state="pending", code=None, message="waits for its turn")  # none of its sweep's jobs runs it
         if active.waits:
             return replace(state, state="pending", code=None, message=scheduler.reason_words(active))
         return replace(state, state="running", code=None, message="")
@@ -116,12 +118,6 @@ def with_scheduler(state: RunState, answer: scheduler.Answer, folder: Path | Non
         return state
     log = last_words(folder, f"{state.slurm_job}-{state.life}" if state.sweep else state.slurm_job) if folder else ""
     return replace(state, state="lost", code=5, message=scheduler.cause_words(next(iter(known), None), log))
-
-
-def _in_turn(state: RunState, folder: Path | None) -> RunState:
-    """A member that none of its sweep's jobs runs, while one of them is there: it has its turn, unless it was cancelled."""
-    cancelled = state.state == "stopped" and folder is not None and lease.is_cancelled(RunDir(folder), state.life)
-    return state if cancelled else replace(state, state="pending", code=None, message="waits for its turn")
 
 
 def last_words(folder: Path, job: str) -> str:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,7 @@ def guard(access: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Whole or not at all, also through a crash: write beside, sync, rename, sync the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")  # hosts have the same pids
     try:
         with beside.open("wb") as f:
             f.write(data)

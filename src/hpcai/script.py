@@ -262,7 +262,11 @@ def _inside(plan: JobPlan, config: Config, run: str, python: str) -> list[str]:
         return [python]
     gpu = ["--rocm" if "AMD" in _partition(plan, config).gpu else "--nv"] if plan.resources["gpus_per_node"] else []
     named = [config.from_run] if isinstance(config.from_run, str) else config.from_run or []
-    inputs = [path for path in (config.data.path, config.model.init_from, *named) if path and path.startswith("/")]
+    inputs = [
+        path
+        for path in (config.data.path, config.model.init_from, *named, *config.predict.merge)
+        if path and path.startswith("/")
+    ]
     binds = [f"{run}:{run}", *(f"{path}:{path}:ro" for path in dict.fromkeys(inputs)), *box.binds]
     begun = [*shlex.split(config.cluster.facts.container), *gpu]
     return [*begun, *(word for bind in binds for word in ("--bind", bind)), "--pwd", run, box.image, box.python]

@@ -64,6 +64,12 @@ class Trials(Source):
             if entry and self._is_to_run(trial, entry):
                 return entry
 
+    def settle(self) -> None:
+        """Tells the open trials whose run has ended meanwhile, elsewhere."""
+        for trial in self._left:
+            if entry := self._planned(trial):
+                self._is_to_run(trial, entry)
+
     def _planned(self, trial: Trial) -> Entry | None:
         try:
             entry = self._make(trial.words, self.search.space.label(trial.values))
