@@ -367,7 +367,7 @@ def test_the_jobs_of_a_search_share_its_trials_and_none_is_tried_twice(bench: La
 
 def test_a_search_goes_on_after_its_time_ends_and_after_a_killed_rank(bench: Launcher, slurm: Any) -> None:
     manner(bench, curve=True, step_s=0.1)
-    assert search(bench, "sweep.per_node=2", "sweep.array_parallelism=1", "trainer.max_steps=300", trials=3).rc == 0
+    assert search(bench, "sweep.per_node=2", "sweep.array_parallelism=1", "trainer.max_steps=150", trials=3).rc == 0
     sweep = bench.sweep_dir()
     until(lambda: len(bench.members()) >= 2 and sum(step(run) > 2 for run in bench.members().values()) >= 2, timeout=90)
     first = next(iter(bench.members().values()))
@@ -377,7 +377,7 @@ def test_a_search_goes_on_after_its_time_ends_and_after_a_killed_rank(bench: Lau
     found = ended(bench, sweep)
     assert len(found) == 3 and {m["state"] for m in found.values()} == {"completed"}
     for run in bench.members().values():
-        once(run, 300)
+        once(run, 150)
     assert lease.last_life(first) == 3
 
 

@@ -62,7 +62,7 @@ def in_shards(words: list[str], of: int) -> tuple[RunDir, list[RunDir]]:
 
 def answer_of(run: RunDir) -> dict[str, Any]:
     """report.json without what is of the run and not of its cases."""
-    return {k: v for k, v in read_json(run.report_json).items() if k not in ("run_id", "cost", "provenance")}
+    return {k: v for k, v in read_json(run.report_json).items() if k not in ("run_id", "cost", "used", "provenance")}
 
 
 def assert_alike(one: RunDir, other: RunDir) -> None:
