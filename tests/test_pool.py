@@ -536,6 +536,31 @@ def test_a_job_comes_again_for_what_those_that_have_not_begun_cannot_hold(
     assert asked == ["77_0"] * again
 
 
+def test_a_job_whose_starts_begin_nothing_does_not_come_again_for_ever(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say, what comes before its members takes all of its time."""
+    sweep, asked = send("seed=0"), []
+    monkeypatch.setattr(scheduler, "requeue", lambda id, *_: asked.append(id) or "")
+    for restart in (0, 1, 2, 3, 4):
+        mine = job(sweep, monkeypatch, restart=restart, elapsed=500)
+        pool, _ = at_work(mine)
+        assert pool.next() is None
+        finish(mine, pool)
+    assert len(asked) == 3
+
+
+def test_a_member_that_is_told_to_end_again_and_again_without_a_step_is_given_up(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = send("seed=0")
+    run = sweep.members[0].dir
+    for life in (1, 2, 3):
+        pool, steps = at_work(job(sweep, monkeypatch))
+        assert steps.start(upcoming(pool), SHARE) == life
+        ends(run, 128 + signal.SIGTERM, "stopped.")
+    assert at_work(job(sweep, monkeypatch))[0].next() is None
+    assert "3 starts without a new step" in lease.read_state(run).message
+
+
 def test_a_cancelled_sweep_ends_when_the_last_of_its_jobs_has_stopped(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = send("seed=0,1")
     (one, ours), (_, theirs) = (at_work(job(sweep, monkeypatch, task)) for task in (0, 1))

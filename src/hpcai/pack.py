@@ -327,6 +327,8 @@ def _finish(job: Job, pool: Pool, asked: Sequence[int]) -> None:
     job.say(f"{ready} runs are left, and no time for them.")
     if job.config.cluster.facts.requeue is False:
         job.say(f"this site queues no job again: hpcai resume {job.sweep.id} goes on.")
+    elif not pool.took and int(job.start.partition(" ")[2]) >= requeue.STARTS:
+        job.say(f"its starts begin nothing, so it does not come again: see above. hpcai resume {job.sweep.id} goes on.")
     elif why := scheduler.requeue(job.id, requeue.PATIENCE_S):
         job.say(f"could not be queued again ({why}). hpcai resume {job.sweep.id} goes on.")
 

@@ -293,8 +293,8 @@ class Pool(Source):
 
     def _again(self, member: Member, state: RunState) -> tuple[RunState, Verdict]:
         """What stopped, or vanished from this job: by the rules of runs that have a job of their own."""
-        if state.state == "stopped" and state.code == 128 + signal.SIGTERM:  # preempted, or its job was ended
-            return state, "go"
+        if state.state == "stopped" and state.code == 128 + signal.SIGTERM:  # preempted, or its job was ended: as if by time
+            state = replace(state, code=128 + signal.SIGUSR2)
         log = queued.last_words(member.dir.path, f"{self.job.id}-{state.life}")
         lost = scheduler.cause(None, log) if state.state == "lost" else None
         verdict = requeue.judge(state, requeue.steps_by_life(member.dir), lost)
