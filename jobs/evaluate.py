@@ -20,6 +20,7 @@ from hpcai.config.schema import Config
 from hpcai.context import RunContext
 from hpcai.data.open import open_cases
 from hpcai.data.samples import load_samples
+from hpcai.data.split_file import note_cases
 from hpcai.infer import as_table, averaged, logits_of, rows_of, write_rows
 from hpcai.plan import sources
 from hpcai.report import write_report
@@ -58,6 +59,7 @@ def main(cfg: Config, run: RunContext) -> None:
             counts = np.bincount(cases.labels[indices], minlength=len(task.labels)).tolist()
             split = {"by": "evaluate", "counts": {name: len(indices)}, "patients": None, "duplicates": {},
                      "classes": {name: {str(k): n for k, n in enumerate(counts)}}}  # fmt: skip
+            note_cases(run, cases, {name: indices})
             rundir.write_json(run.dir.split, split)
             rundir.write_json(run.dir.threshold, threshold_of(members))
         write_rows(run, name, averaged(scored))

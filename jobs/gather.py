@@ -13,7 +13,7 @@ import logging
 from hpcai import rundir
 from hpcai.config.schema import Config
 from hpcai.context import RunContext
-from hpcai.metrics.folds import by_fold, check_alike, check_whole, judged, pooled_split, read
+from hpcai.metrics.folds import by_fold, check_alike, check_whole, judged, pooled_cases, pooled_split, read
 from hpcai.plan import sources
 from hpcai.report import write_report
 
@@ -43,6 +43,7 @@ def main(cfg: Config, run: RunContext) -> None:
     run.fence()
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     rundir.write_bytes(run.dir.rows_file("oof", 0), text.encode(errors="backslashreplace"))
+    pooled_cases(folds, run.dir)
     rundir.write_json(run.dir.split, pooled_split(rows, folds, splits))
     rule = f"each fold's own: {cfg.task.threshold}" if len(cfg.data.labels) == 2 else "highest score"
     rundir.write_json(run.dir.threshold, {"value": None, "rule": rule, "split": "val", "n": 0})

@@ -89,9 +89,13 @@ def _wants_slurm(file: Path) -> bool:
         return False
 
 
+# The files of one of two lanes, each with a bed of its own: chosen so that both take as long.
+WHOLE_RUNS = {"test_slurm_runs.py", "test_slurm_nodes.py", "test_pack.py", "test_nemesis.py"}
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One Slurm a session: files with tests marked slurm go to one worker, any other test to whichever is free.
+    """A Slurm a lane: files with tests marked slurm go to one of two workers, any other test to whichever is free.
 
     xdist's own mark for this, xdist_group, does nothing here: it sets a node's `_nodeid`, which pytest 9.2 does not read.
     """
@@ -99,11 +103,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneSlurm(LoadScopeScheduling):
+    class TwoSlurms(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "slurm" if _wants_slurm(config.rootpath / nodeid.partition("::")[0]) else nodeid
+            file = config.rootpath / nodeid.partition("::")[0]
+            if not _wants_slurm(file):
+                return nodeid
+            return "slurm: whole runs" if file.name in WHOLE_RUNS else "slurm: the rest"
 
-    return OneSlurm(config, log)
+    return TwoSlurms(config, log)
 
 
 def until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:

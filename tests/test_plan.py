@@ -29,7 +29,7 @@ DECIDES = {
     "job": "evaluate from_run=x", "seed": "1", "task.select": "loss", "task.threshold": "youden", "data.name": "other",
     "data.reader": "images", "data.path": "/x", "data.sha256": "0" * 64, "data.labels": "[a,b,c]", "data.channels": "3",
     "data.image_size": "[9,9]", "data.case_col": "c", "data.path_col": "c", "data.label_col": "c", "data.patient_col": "c",
-    "data.split_col": "c", "data.split.by": "random", "data.split.val_fraction": "0.3", "data.split.test_fraction": "0.3",
+    "data.split_col": "c", "data.group_cols": "[g]", "data.split.by": "random", "data.split.val_fraction": "0.3", "data.split.test_fraction": "0.3",
     "data.split.folds": "7", "data.split.fold": "1", "data.split.seed": "1", "data.eval_split": "all", "data.source": "s",
     "data.licence": "l", "model.name": "densenet121", "model.spatial_dims": "3", "model.norm": "batch", "model.width": "16",
     "model.dropout": "0.5", "model.init_from": "/x", "model.options": "{a:1}", "trainer.epochs": "3", "trainer.max_steps": "9",

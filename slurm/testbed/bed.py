@@ -46,6 +46,7 @@ HERE = Path(__file__).resolve().parent
 DAEMONS = ["munged", "mariadbd", "slurmdbd", "slurmctld", *(f"slurmd {node}" for node in NODES)]
 USABLE = ("idle", "planned", "mixed", "allocated")  # sinfo's words; a hung node is `completing` for ever
 IDLE_S = 60.0  # from the last daemon's start to ten usable nodes
+INSTALLS = 3  # tries
 CLIENT_S = 30.0  # no client call lasts longer: without a controller they retry for ever
 
 
@@ -219,16 +220,28 @@ class Bed:
         else:
             self._run("slurmd", "-f", str(self.conf), "-N", node)
 
+    def _install(self, folder: Path) -> None:
+        """An empty database. The server that fills it dies by itself now and then (signal 11, one in some 18 beside others)."""
+        fresh = self.folder / "db.new"
+        for left in reversed(range(INSTALLS)):
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(mode=0o700)
+            try:
+                self._run(
+                    "mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={fresh}", "--skip-test-db",
+                    "--auth-root-authentication-method=socket",
+                )  # fmt: skip
+            except BedError:
+                if not left:
+                    raise
+            else:
+                break
+        fresh.rename(folder)
+
     def _database(self, base: int) -> None:
         folder = self.folder / "db"
         if not folder.exists():
-            shutil.rmtree(fresh := self.folder / "db.new", ignore_errors=True)
-            fresh.mkdir(mode=0o700)
-            self._run(
-                "mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={fresh}", "--skip-test-db",
-                "--auth-root-authentication-method=socket",
-            )  # fmt: skip
-            fresh.rename(folder)
+            self._install(folder)
         command = [
             "mariadbd", "--no-defaults", "--user=root", f"--datadir={folder}",
             f"--socket={folder}/mysql.sock", f"--pid-file={folder}/mariadbd.pid", "--bind-address=127.0.0.1",

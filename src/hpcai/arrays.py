@@ -20,7 +20,7 @@ from hpcai.driver import Options, report
 from hpcai.errors import Faults, HpcaiError, OwnedError, PlanError, one_line
 from hpcai.lease import RunState
 from hpcai.plan import JobPlan
-from hpcai.queue import ACTIVE, Entry
+from hpcai.queue import Entry
 from hpcai.rundir import RunDir
 from hpcai.runs import Sweep
 from hpcai.submit import Frozen
@@ -80,7 +80,7 @@ def send(sweep: Sweep, entries: Sequence[Entry], options: Options) -> int:
     seen = queued.Watch()
     states = seen.states([sweep.dir, *(e.dir for e in entries)])
     own = _free(sweep, states[sweep.path], options)
-    todo = [e for e in entries if states[e.dir.path].state not in ("completed", *ACTIVE)]
+    todo = [e for e in entries if states[e.dir.path].state not in ("completed", *lease.ACTIVE)]
     if not todo:
         if not options.dry_run:
             _settle(sweep, own, all(states[e.dir.path].state == "completed" for e in entries))
@@ -124,7 +124,7 @@ def _settle(sweep: Sweep, own: RunState, over: bool) -> None:
 
 def _free(sweep: Sweep, state: RunState, options: Options) -> RunState:
     """Raises: OwnedError if jobs have it."""
-    if state.state in ACTIVE and not options.dry_run:
+    if state.state in lease.ACTIVE and not options.dry_run:
         raise OwnedError(f"sweep={sweep.id}: {state.owner} has it ({state.state}). hpcai status {sweep.id} says more.")
     return state
 
@@ -209,7 +209,7 @@ def _after(entries: Sequence[Entry], seen: queued.Watch) -> Iterator[str]:
         name = f"{key}={one_line(run.path.name, 120)}"
         if state.state == "completed":
             continue
-        if state.state not in ACTIVE:
+        if state.state not in lease.ACTIVE:
             found.append(
                 PlanError(f"{name}: is {state.state}. hpcai resume {run.path.name} goes on with it; then send this again.")
             )

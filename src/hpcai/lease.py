@@ -36,6 +36,7 @@ SILENT_S = 120.0  # silent on another host for so long: taken for dead. 12 beats
 ENDS_BYTES = 16 * 1024  # of a long record file: what `outline` reads at each end
 NOBODY = "nobody 0"  # who made a claim and was killed before it said whose: that one is gone
 CANCELLED = "cancelled: "  # how the verdict begins of a member that will not start, as what it needed did not end well
+ACTIVE = ("pending", "running")  # somebody has it in hand
 State = Literal["new", "pending", "running", "completed", "stopped", "failed", "lost", "unreadable"]
 
 
@@ -86,7 +87,7 @@ def take(run: RunDir, ranks: int, *, over: int = 0, after: int | None = None, **
     state = read_state(run)
     if after is not None and state.life != after:
         raise OwnedError(f"run={run.path.name}: another launch was faster.")
-    if state.state in ("pending", "running") and state.life != over:
+    if state.state in ACTIVE and state.life != over:
         raise OwnedError(f"run={run.path.name}: {state.owner} runs it. Wait for it, or stop it by SIGTERM to that process.")
     life = state.life + 1
     run.lives.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from hpcai.lease import RunState
 from hpcai.output import steady
 from hpcai.plan import JobPlan
 from hpcai.pool import VANISHED, Job, Pool, code_of, name_of, read_job
-from hpcai.queue import ACTIVE, Entry, Queue, Running, Share, Slots
+from hpcai.queue import Entry, Queue, Running, Share, Slots
 from hpcai.rundir import RunDir
 from hpcai.runs import Member
 from hpcai.search import Trial
@@ -134,7 +134,7 @@ class Steps:
             return RunState("running", life)
         if state.life != life:  # it was stopped, and goes on in another job
             return RunState("stopped", life, message="goes on elsewhere.")
-        if not over or state.state not in ACTIVE or not self._is_ours():
+        if not over or state.state not in lease.ACTIVE or not self._is_ours():
             return state
         told = lease.outline(entry.dir, life)
         began, code = any(r["event"] == "begin" for rank in told.values() for r in rank), process.returncode
@@ -184,7 +184,7 @@ class TrialPool(Pool):
     def _is_free(self, run: RunDir) -> bool:
         """Not another job's at this moment."""
         state = runs.state_of(run)
-        return state.state not in ACTIVE or lease.claimed_by(run, state.life).partition(" ")[0] == self.job.id
+        return state.state not in lease.ACTIVE or lease.claimed_by(run, state.life).partition(" ")[0] == self.job.id
 
     def startable(self) -> int:
         """New ones, and those that this job has begun."""
@@ -256,7 +256,7 @@ def main(argv: list[str]) -> int:
         job = read_job(Path(argv[0]).absolute(), float(argv[1]))
         rundir.guard(job.config.runs_access)
         frozen = Frozen(job.sweep.dir.code, rundir.read_json(job.sweep.dir.environment))
-        if lease.read_state(job.sweep.dir).state not in ACTIVE:
+        if lease.read_state(job.sweep.dir).state not in lease.ACTIVE:
             job.say("all runs have ended.")
             return 0
         job.begin()
@@ -315,7 +315,7 @@ def _finish(job: Job, pool: Pool, asked: Sequence[int]) -> None:
     others = pool.elsewhere()  # before it is asked what is ready: what ends meanwhile makes others ready
     ready, cancelled = pool.startable(), job.is_cancelled
     states = [runs.state_of(member.dir) for member in pool.members()] if cancelled else []
-    if pool.is_over() or (cancelled and not any(s.state in ACTIVE and s.sweep == job.sweep.path.name for s in states)):
+    if pool.is_over() or (cancelled and not any(s.state in lease.ACTIVE and s.sweep == job.sweep.path.name for s in states)):
         conclude(job, pool, cancelled=cancelled)
         return
     if others and not (ready or asked or cancelled):

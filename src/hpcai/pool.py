@@ -22,7 +22,7 @@ from hpcai.context import current_job, this_start
 from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError, one_line
 from hpcai.lease import RunState
 from hpcai.plan import make_plan, read_config, read_plan
-from hpcai.queue import ACTIVE, Entry, Source
+from hpcai.queue import Entry, Source
 from hpcai.rundir import RunDir
 from hpcai.runs import Member, Sweep
 from hpcai.standings import Outcome
@@ -241,7 +241,7 @@ class Pool(Source):
         if state.state in ("completed", "failed", "unreadable"):
             return state, "over"
         if lease.is_cancelled(run, state.life):
-            return state, "wait" if state.state in ACTIVE else "over"
+            return state, "wait" if state.state in lease.ACTIVE else "over"
         who, ours = lease.claimed_by(run, state.life), state.sweep == self.job.sweep.path.name
         if state.state == "new" or (ours and not (state.claimed or who)):
             return state, "go" if state.state in ("new", "pending") else "wait"
@@ -252,7 +252,7 @@ class Pool(Source):
         holder = who.partition(" ")[0]
         mine = holder == self.job.id or bool(holder and not self.job.has(holder.partition("_")[0]))
         mine |= state.state == "lost" and not mine and self._is_gone(state)
-        over = state.state not in ACTIVE or (member.run_dir, state.life) in self.gone
+        over = state.state not in lease.ACTIVE or (member.run_dir, state.life) in self.gone
         if mine and (who != self.job.start or over):  # of an earlier start, or of jobs that are gone
             state = _vanished(state)
         if state.state == "stopped" or (state.state == "lost" and mine):
@@ -289,7 +289,7 @@ class Pool(Source):
 
     def _is_outside(self, need: str) -> bool:
         """A run of another command, which has not ended."""
-        return all(need != m.run_dir for m in self.members()) and runs.state_of(RunDir(Path(need))).state in ACTIVE
+        return all(need != m.run_dir for m in self.members()) and runs.state_of(RunDir(Path(need))).state in lease.ACTIVE
 
     def _again(self, member: Member, state: RunState) -> tuple[RunState, Verdict]:
         """What stopped, or vanished from this job: by the rules of runs that have a job of their own."""
@@ -313,7 +313,7 @@ class Pool(Source):
     def _is_gone(self, state: RunState) -> bool:
         """Whether the jobs that may end it are over, by Slurm's word; of a run without Slurm its records say so."""
         if state.slurm_job is None:
-            return state.state not in ACTIVE
+            return state.state not in lease.ACTIVE
         ids = {state.slurm_job} if state.sweep and state.claimed else set(queued.ids_of(state))
         if not ids <= self.asked or time.monotonic() - self.answered > scheduler.POLL_S:
             self.asked |= ids
@@ -327,7 +327,7 @@ class Pool(Source):
             state = self.over.get(need) or runs.state_of(RunDir(Path(need)))
             if state.state == "completed":
                 continue
-            if need in waits or state.state in ACTIVE:
+            if need in waits or state.state in lease.ACTIVE:
                 return "wait"
             word = {"new": "never began", "lost": "was lost", "stopped": "was stopped"}.get(state.state, state.state)
             return f"{lease.CANCELLED}needs {Path(need).name}, which {word}."

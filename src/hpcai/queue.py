@@ -24,7 +24,6 @@ from hpcai.submit import Frozen
 
 POLL_S = 0.05  # between looks while something starts or ends
 CALM_S = 0.5  # between looks while nothing does: each reads the members' records
-ACTIVE = ("pending", "running")
 
 
 @dataclass(frozen=True)
@@ -255,7 +254,7 @@ class Queue:
         ended = False
         for key, member in list(self.running.items()):
             state = self._state(member.entry)
-            if state.state in ACTIVE:
+            if state.state in lease.ACTIVE:
                 continue
             ended = True
             del self.running[key]
@@ -288,7 +287,7 @@ class Queue:
         if state.state == "unreadable":
             self.source.ended(entry, state)
             return True
-        runs = self.alone and state.state in ACTIVE
+        runs = self.alone and state.state in lease.ACTIVE
         share = self.slots.take(key, entry.plan, force=runs)
         if share is None:
             return False

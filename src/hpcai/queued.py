@@ -18,7 +18,6 @@ from hpcai import lease, runs, scheduler
 from hpcai.lease import RunState
 from hpcai.rundir import RunDir, read_json
 
-ACTIVE = ("pending", "running")
 OPEN = ("pending", "running", "lost", "stopped")  # the states that a job in the queue may change
 SILENT = "its records fell silent, and Slurm does not answer"
 TAIL = 16 * 1024  # bytes of a log in which Slurm's last words are looked for
@@ -106,7 +105,7 @@ def with_scheduler(state: RunState, answer: scheduler.Answer, folder: Path | Non
     if active is not None:
         if state.sweep and state.state == "stopped" and folder and lease.is_cancelled(RunDir(folder), state.life):
             return state
-        if state.sweep and not (state.claimed and (active.waits or state.state in ACTIVE)):
+        if state.sweep and not (state.claimed and (active.waits or state.state in lease.ACTIVE)):
             return replace(state, state="pending", code=None, message="waits for its turn")  # none of its sweep's jobs runs it
         if active.waits:
             return replace(state, state="pending", code=None, message=scheduler.reason_words(active))

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hpcai import cluster, proposal, queued, verbs
+from hpcai import cluster, lease, proposal, queued, verbs
 from hpcai import run as launcher
 from hpcai.arguments import Words
 from hpcai.config.check import load
@@ -119,7 +119,7 @@ def _train(options: argparse.Namespace, config: Config) -> tuple[RunDir, int]:
     plan, config, files = _planned(options, config)
     run = RunDir(Path(plan.run_dir))
     if plan.executor == "slurm":
-        waits = queued.state_of(run).state in ("pending", "running")
+        waits = queued.state_of(run).state in lease.ACTIVE
         if not waits and (code := _launch(plan, config, files)):
             return run, code
         return run, next(verbs.exit_code(state) for _, state in verbs.ends([run], quiet=options.json))

@@ -170,7 +170,7 @@ def send(options: argparse.Namespace, run: "RunDir", plan: "JobPlan", config: "C
     state = queued.state_of(run)
     if state.state == "completed":
         return show_finished(run, plan, files, state)
-    if not options.dry_run and state.state in ("pending", "running"):
+    if not options.dry_run and state.state in lease.ACTIVE:
         raise OwnedError(f"run={plan.run_id}: {state.owner} has it ({state.state}). hpcai status {plan.run_id} says more.")
     faults = list(submit.differences(run, plan, files)) if run.plan.is_file() and state.state != "new" else []
     if faults:

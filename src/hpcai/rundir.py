@@ -8,6 +8,7 @@
       lives/0001/{owner.json, rank0.jsonl, beat, address.json} one folder a life (see lease.py)
       logs/rank0.log   submitit/                               what ranks say; what they print past it
       split.json  metrics.jsonl  checkpoints/                  rank 0 (train)
+      cases.jsonl                                              what is known of each case: split, patient, groups, size
       model.json  threshold.json                               which checkpoint is the model, and where it says yes
       rows/<split>.rank<r>.jsonl  failed.rank<r>.jsonl         one row a case
       together.json                                            the runs of an ensemble, and what it gained
@@ -89,6 +90,11 @@ class RunDir:
     def split(self) -> Path:
         """Case ids of train, val and test; written once."""
         return self.path / "split.json"
+
+    @property
+    def cases(self) -> Path:
+        """JSON lines: what the data say of each case but its pixels."""
+        return self.path / "cases.jsonl"
 
     @property
     def metrics(self) -> Path:

@@ -251,11 +251,14 @@ def _slurm_words(targets: list[RunDir]) -> Iterator[str]:
     jobs: dict[str, tuple[str, float]] = {}
     for run in targets:
         with contextlib.suppress(*DAMAGED):
-            name = str(rundir.read_json(run.plan)["run_id"])
+            alone = str(rundir.read_json(run.plan)["run_id"])
             for life in range(1, lease.last_life(run) + 1):
                 owner = lease.read_owner(run, life)
+                called = (
+                    Path(str(owner["sweep"])).name if owner.get("sweep") else alone
+                )  # a member's job is called as its sweep
                 for job in (owner.get("job"), *owner.get("chain", ())):
-                    jobs.setdefault(str(job or ""), (name, float(owner["time"])))
+                    jobs.setdefault(str(job or ""), (called, float(owner["time"])))
     jobs.pop("", None)
     newest = sorted(jobs, key=lambda job: jobs[job][1])[-JOBS:]
     for name in dict.fromkeys(jobs[job][0] for job in newest):

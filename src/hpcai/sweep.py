@@ -22,7 +22,7 @@ from hpcai.config.schema import Config
 from hpcai.driver import Driver, Options, Work, report
 from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, one_line
 from hpcai.plan import make_plan
-from hpcai.queue import ACTIVE, Entry, Source
+from hpcai.queue import Entry, Source
 from hpcai.rundir import RunDir
 from hpcai.runs import Sweep
 from hpcai.standings import Outcome
@@ -207,7 +207,7 @@ class Members(Work, Source):
             if need in ours:
                 return "wait"
             state = self.ends.get(need) or runs.state_of(RunDir(Path(need)))
-            if state.state in ACTIVE:
+            if state.state in lease.ACTIVE:
                 self.elsewhere = True
                 return "wait"
             if state.state != "completed":

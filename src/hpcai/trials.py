@@ -13,7 +13,7 @@ from typing import Any
 
 from hpcai import lease, runs
 from hpcai.errors import HpcaiError, one_line
-from hpcai.queue import ACTIVE, Entry, Source
+from hpcai.queue import Entry, Source
 from hpcai.runs import Member
 from hpcai.search import Search, Told, Trial
 
@@ -101,7 +101,7 @@ class Trials(Source):
                 return False
         self._numbers[member.run_id] = [trial.number]
         state = runs.state_of(member.dir)
-        ended_unseen = trial.run_id and (state.state == "failed" or trial.stop) and state.state not in ACTIVE
+        ended_unseen = trial.run_id and (state.state == "failed" or trial.stop) and state.state not in lease.ACTIVE
         if trial.stop:
             self._pruned.add(member.run_id)
         if state.state == "completed" or ended_unseen:

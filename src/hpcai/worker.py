@@ -229,7 +229,7 @@ def _is_gone(run: RunDir, job: str | None, *, chained: bool) -> bool:
     if answer.queue:
         return scheduler.gone(answer, job)
     before = time.monotonic()
-    while lease.read_state(run).state in ("pending", "running") and time.monotonic() - before < lease.SILENT_S:
+    while lease.read_state(run).state in lease.ACTIVE and time.monotonic() - before < lease.SILENT_S:
         time.sleep(1.0)
     return False
 

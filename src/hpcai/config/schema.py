@@ -101,6 +101,12 @@ class Data(Group):
     path_col: Text = key("path", "csv: column with the image's path, relative to the listing")
     label_col: Text = key("label", "csv: column with the class name")
     patient_col: Text | None = key(None, "csv: column with the patient's id; splits then keep patients whole")
+    group_cols: list[Text] = key(
+        [],
+        "columns that describe a case (site, scanner, age, sex), for subgroups and the shortcut model; csv: columns, "
+        "npz: arrays `{split}_NAME`",
+        max_length=20,
+    )
     split_col: Text | None = key(None, "csv: column with train, val or test (split.by=published)")
     split: Split = key(Split(), "how cases are parted")
     eval_split: Literal["train", "val", "test", "all"] = key("test", "split that job=evaluate scores")
@@ -111,6 +117,8 @@ class Data(Group):
     def _consistent(self) -> Data:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a class is named twice. Name each once.")
+        if len(set(self.group_cols)) != len(self.group_cols):
+            raise ValueError("group_cols: a column is named twice. Name each once.")
         if self.image_size is not None and not all(1 <= n <= 4096 for n in self.image_size):
             raise ValueError(f"image_size={self.image_size}: each side lies in 1..4096 pixel. Correct it.")
         return self

@@ -10,8 +10,9 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,13 +29,15 @@ Pixels = npt.NDArray[Any]  # uint8 or float32
 class Cases(ABC):
     """A table of cases whose pixels are read when asked for.
 
-    `labels` is int64 (n,), -1 where there is none; `published` says train, val or test for each case.
+    `labels` is int64 (n,), -1 where there is none; `published` says train, val or test for each case; `groups` has n texts
+    for each of data.group_cols, empty where a value is missing.
     """
 
     ids: list[str]
     labels: npt.NDArray[np.int64]
     patients: list[str] | None = None
     published: list[str] | None = None
+    groups: Mapping[str, list[str]] = MappingProxyType({})
     first_row = 0  # what a person calls the row of case 0 (a listing's header is row 1)
 
     def __len__(self) -> int:
@@ -43,6 +46,10 @@ class Cases(ABC):
     def row(self, index: int) -> str:
         """How a message names case `index`."""
         return f"data: row {index + self.first_row}"
+
+    def stored_size(self, index: int) -> tuple[int, ...] | None:
+        """The pixels of case `index` along each axis in its file, before data.image_size; None if unknown."""
+        return None
 
     @abstractmethod
     def read(self, index: int) -> Pixels:

@@ -53,6 +53,14 @@ class ImageCases(Cases):
             raise DataError(f"{self.row(index)}: a link leads out of the folder. Put the image itself there.")
         return path
 
+    def stored_size(self, index: int) -> tuple[int, int] | None:
+        """See Cases.stored_size; from the header alone."""
+        try:
+            with open_plain(self._path(index), "") as f, Image.open(f, formats=("PNG", "JPEG")) as image:
+                return image.height, image.width
+        except Exception:  # as in decode
+            return None
+
     def check_one_size(self) -> None:
         """Reads every header; an unreadable image has no size, and is told when it is read.
 
@@ -60,13 +68,7 @@ class ImageCases(Cases):
         """
         if self._size is not None:
             return
-        sizes: Counter[tuple[int, int]] = Counter()
-        for index in range(len(self._files)):
-            try:
-                with open_plain(self._path(index), "") as f, Image.open(f, formats=("PNG", "JPEG")) as image:
-                    sizes[image.height, image.width] += 1
-            except Exception:  # as in decode
-                continue
+        sizes = Counter(size for index in range(len(self._files)) if (size := self.stored_size(index)) is not None)
         if len(sizes) > 1:
             found = ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes.most_common(5))
             more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
@@ -184,7 +186,8 @@ def open_csv(cfg: Data, fingerprint: dict[str, str] | None, labelled: bool) -> C
     if labelled:
         wanted |= {"label_col": cfg.label_col, "split_col": cfg.split_col}
     columns = {key: name for key, name in wanted.items() if name is not None}
-    rows = read_listing(read_file(listing, "data.path", fingerprint), columns)
+    groups = {f"group_cols[{k}]": name for k, name in enumerate(cfg.group_cols if labelled else [])}
+    rows = read_listing(read_file(listing, "data.path", fingerprint), columns | groups, blank=groups)
     raise_faults(_row_faults(rows, cfg.labels))
     cases = ImageCases(listing.parent, [r["path_col"] for r in rows], cfg, fingerprint)
     cases.first_row = 2
@@ -193,6 +196,7 @@ def open_csv(cfg: Data, fingerprint: dict[str, str] | None, labelled: bool) -> C
     cases.labels = np.array([number[r["label_col"]] if labelled else -1 for r in rows], dtype=np.int64)
     cases.patients = [r["patient_col"] for r in rows] if "patient_col" in columns else None
     cases.published = [r["split_col"] for r in rows] if "split_col" in columns else None
+    cases.groups = {name: [r[key].strip() for r in rows] for key, name in groups.items()}
     if labelled:  # without labels each case stands for itself
         cases.check_one_size()
     return cases

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Container
 
 from hpcai.data.cases import raise_faults
 from hpcai.errors import DataError, near
 
 
-def read_listing(data: bytes, columns: dict[str, str]) -> list[dict[str, str]]:
-    """One dict a row, with the keys of `columns` ({"case_col": "case", ...}: our key, the header's name); none is empty.
+def read_listing(data: bytes, columns: dict[str, str], blank: Container[str] = ()) -> list[dict[str, str]]:
+    """One dict a row, with the keys of `columns` ({"case_col": "case", ...}: our key, the header's name).
+
+    None is empty but those of the keys in `blank`.
 
     Raises: DataError, or Faults with a line a row, for what is no listing, a missing column, a ragged row, an empty cell.
     """
@@ -34,7 +37,7 @@ def read_listing(data: bytes, columns: dict[str, str]) -> list[dict[str, str]]:
         f"data: row {number} has nothing in the column of data.{key}. Fill it, or leave the row out."
         for number, row in enumerate(listed, 2)
         for key, value in row.items()
-        if not value
+        if not value and key not in blank
     ])  # fmt: skip
     return listed
 

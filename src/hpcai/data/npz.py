@@ -3,6 +3,8 @@
     {train,val,test}_images, _labels[, _patients]    case ids train/0, train/1 ...
     images, labels[, patients]                       case ids 0, 1 ...
 
+and for each NAME of data.group_cols {train,val,test}_NAME or NAME, numbers or texts (n,).
+
 Images are uint8 or float32: (n, H, W) grey, (n, H, W, 3) colour (data.channels=3), (n, D, H, W) grey volumes.
 Source: MedMNIST v2 (Yang et al., Scientific Data 2023), for the names of the arrays.
 """
@@ -46,6 +48,10 @@ class NpzCases(Cases):
         name, place = self._places[index]
         return f"data: row {place} of `{name}`"
 
+    def stored_size(self, index: int) -> tuple[int, ...]:
+        """See Cases.stored_size."""
+        return self._x.shape[1 : self._x.ndim - self._colour]
+
     def read(self, index: int) -> Pixels:
         """See Cases.read."""
         x: Pixels = self.read_many([index])[0]
@@ -81,7 +87,7 @@ def open_npz(cfg: Data, fingerprint: dict[str, str] | None, labelled: bool) -> N
 
     Raises: DataError.
     """
-    arrays = _load(read_file(Path(cfg.path), "data.path", fingerprint), labelled)
+    arrays = _load(read_file(Path(cfg.path), "data.path", fingerprint), labelled, cfg.group_cols)
     prefixes = [f"{s}_" for s in SPLITS if f"{s}_images" in arrays] or [""]
     if prefixes == [""] and "images" not in arrays:
         raise DataError(
@@ -100,15 +106,18 @@ def open_npz(cfg: Data, fingerprint: dict[str, str] | None, labelled: bool) -> N
     if labelled:
         each = [_labels(arrays, f"{p}labels", len(x), len(cfg.labels)) for p, x in zip(prefixes, parts)]
         cases.labels = np.concatenate(each)
+        cases.groups = {
+            name: [v for p, x in zip(prefixes, parts) for v in _group(arrays, f"{p}{name}", len(x))] for name in cfg.group_cols
+        }
     if any(f"{p}patients" in arrays for p in prefixes):
         cases.patients = [str(v) for p, x in zip(prefixes, parts) for v in _patients(arrays, f"{p}patients", len(x))]
     return cases
 
 
-def _load(data: bytes, labelled: bool) -> dict[str, Array]:
+def _load(data: bytes, labelled: bool, groups: Sequence[str]) -> dict[str, Array]:
     """The arrays of an .npz that we know by name; nothing is unpickled, and nothing larger than the machine unpacked."""
-    wanted = {f"{p}{k}" for p in ("", "train_", "val_", "test_") for k in ("images", "labels", "patients")}
-    wanted = {k for k in wanted if labelled or not k.endswith("labels")}
+    wanted = {f"{p}{k}" for p in ("", "train_", "val_", "test_") for k in ("images", "labels", "patients", *groups)}
+    wanted = {k for k in wanted if labelled or not k.endswith(("labels", *groups))}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as z:
             unpacked = sum(i.file_size for i in z.infolist() if i.filename.removesuffix(".npy") in wanted)
@@ -145,6 +154,15 @@ def _labels(arrays: dict[str, Array], name: str, n: int, classes: int) -> npt.ND
         raise DataError(f"data: row {wrong[0]} of `{name}` and {len(wrong) - 1} more lie outside 0..{classes - 1}. "
                         "Name every class in data.labels.")  # fmt: skip
     return labels.astype(np.int64)
+
+
+def _group(arrays: dict[str, Array], name: str, n: int) -> list[str]:
+    """What data.group_cols tells of n cases, numbers or texts; NaN is missing."""
+    values = arrays.get(name)
+    if values is None or values.shape != (n,) or values.dtype.kind not in "iufbU":
+        found = "missing" if values is None else f"{values.dtype} {values.shape}"
+        raise DataError(f"data.group_cols: `{name}` is {found}. Give a number or text for each of {n} images.")
+    return ["" if v == "nan" else v.strip() for v in values.astype(str).tolist()]
 
 
 def _patients(arrays: dict[str, Array], name: str, n: int) -> Array:

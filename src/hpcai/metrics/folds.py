@@ -5,6 +5,7 @@ Reads files of the folds' folders. No message names a case or a patient.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,15 @@ def check_whole(rows: list[Json], folds: dict[int, RunDir], splits: dict[int, Js
         knew = {patient[case] for case in learnt}
         if known := len({patient[case] for case, f in judge.items() if f == fold} & knew):
             raise DataError(f"from_run={names[fold]}: learnt from {known:,} patients that it judges. Train it anew.")
+
+
+def pooled_cases(folds: dict[int, RunDir], gather: RunDir) -> None:
+    """cases.jsonl: each fold's lines of the cases that it judged, as `oof`."""
+    lines = [
+        line | {"split": "oof"} for run in folds.values() for line in rundir.read_lines(run.cases) if line["split"] == "test"
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    rundir.write_bytes(gather.cases, text.encode(errors="backslashreplace"))
 
 
 def pooled_split(rows: list[Json], folds: dict[int, RunDir], splits: dict[int, Json]) -> Json:

@@ -65,7 +65,7 @@ def _idle_cores(folder: Folder, found: Json) -> Iterator[str]:
     if not (threads and counted and found["seconds"] >= TOLD_S):
         return
     if _whole(folder):  # billed whole, whatever a rank asks for
-        if 2 * found["busy"] <= found["cores"]:
+        if found["cores"] and 2 * found["busy"] <= found["cores"]:
             yield f"Cores: {found['cores']:,} are billed with whole nodes, {found['busy']:.1f} were busy on average."
         return
     busy = max(use.cpu_s / max(use.seconds, 1e-9) for use in folder.use)
