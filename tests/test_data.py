@@ -439,6 +439,32 @@ def test_a_listing_is_read_with_comma_or_semicolon_with_or_without_mark(tmp_path
     check_data(cases)
 
 
+def test_columns_that_describe_cases_are_read_and_may_be_empty(tmp_path: Path) -> None:
+    text = "case,path,label,site,age\n1,a.png,normal, A ,71\n2,sub/b.png,sick,,\n"
+    cases = open_cases(data(listing(tmp_path, text), "csv", group_cols=["site", "age"]))
+    assert dict(cases.groups) == {"site": ["A", ""], "age": ["71", ""]}
+    assert cases.stored_size(0) == (6, 5)
+    unlabelled = open_cases(data(tmp_path / "list.csv", "csv", group_cols=["site"]), labelled=False)
+    assert dict(unlabelled.groups) == {}
+
+
+def test_a_column_that_is_not_there_is_named_as_its_key(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.group_cols\[0\]=scanner: the listing has no such column"):
+        open_cases(data(listing(tmp_path, ROWS), "csv", group_cols=["scanner"]))
+
+
+def test_arrays_that_describe_cases_are_read_from_an_npz(tmp_path: Path) -> None:
+    arrays = {"images": np.zeros((3, 4, 6), np.uint8), "labels": np.arange(3) % 2}
+    path = save(tmp_path / "a.npz", **arrays, age=np.array([1.5, np.nan, 3]), site=np.array(["A", "", "B "]))
+    cases = open_cases(data(path, group_cols=["age", "site"]))
+    assert dict(cases.groups) == {"age": ["1.5", "", "3.0"], "site": ["A", "", "B"]} and cases.stored_size(2) == (4, 6)
+    with pytest.raises(DataError, match="`sex` is missing"):
+        open_cases(data(path, group_cols=["sex"]))
+    save(path, **arrays, age=np.zeros((3, 2)))
+    with pytest.raises(DataError, match=r"`age` is float64 \(3, 2\)"):
+        open_cases(data(path, group_cols=["age"]))
+
+
 def test_a_listing_without_labels_is_enough_to_predict(tmp_path: Path) -> None:
     cases = open_cases(data(listing(tmp_path, "case,path\n1,a.png\n2,sub/b.png\n"), "csv"), labelled=False)
     assert cases.labels.tolist() == [-1, -1] and cases.read(1).shape == (1, 6, 5)

@@ -11,6 +11,7 @@ from training_kit import a_trained_run, finish, run_here, run_in, words, write_n
 
 from hpcai import rundir
 from hpcai.errors import ConfigError, DataError, Faults, PlanError
+from hpcai.metrics.table import read_cases
 from hpcai.rundir import RunDir
 
 
@@ -36,6 +37,8 @@ def test_on_the_trainings_data_the_rows_are_the_trainings(trained: tuple[Path, R
     assert run.threshold.read_bytes() == source.threshold.read_bytes()
     assert run.report_html.is_file()
     assert rundir.read_json(run.split)["counts"] == {split: len(rows(run, split))}
+    table = read_cases(run)
+    assert table is not None and set(table.split) == {split} and table.case == sorted(r["case"] for r in rows(run, split))
 
 
 @pytest.mark.slow

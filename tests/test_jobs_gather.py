@@ -17,6 +17,7 @@ from hpcai.context import Ranks, RunContext
 from hpcai.errors import DataError, HpcaiError, PlanError, RunError
 from hpcai.metrics.classification import Threshold, auc_interval, estimates
 from hpcai.metrics.rows import read_rows
+from hpcai.metrics.table import read_cases
 from hpcai.rundir import RunDir
 from hpcai.watch import answer
 
@@ -82,6 +83,8 @@ def test_the_split_says_which_run_held_which_cases_and_the_threshold_is_the_fold
     run = run_here(asked(folds, data, tmp_path))
     split = rundir.read_json(run.split)
     assert (split["by"], split["folds"], split["seed"]) == ("kfold", 3, 0)
+    table = read_cases(run)
+    assert table is not None and set(table.split) == {"oof"} and table.case == sorted(r["case"] for r in lines(run, "oof"))
     assert split["counts"] == {"oof": 90} and sum(split["classes"]["oof"].values()) == 90
     for fold, source in enumerate(folds):
         assert split["test"][str(fold)] == rundir.read_json(source.split)["test"]

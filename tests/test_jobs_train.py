@@ -35,6 +35,7 @@ from hpcai.config.check import load
 from hpcai.errors import DataError, RunError, Stopped
 from hpcai.metrics.classification import choose_threshold
 from hpcai.metrics.rows import read_rows
+from hpcai.metrics.table import read_cases
 from hpcai.models.start import trained_weights
 from hpcai.plan import make_plan
 from hpcai.rundir import RunDir
@@ -72,6 +73,14 @@ def test_a_finished_training_leaves_all_that_the_run_folder_promises(trained: tu
     assert (run.checkpoints / f"{facts['checkpoint']}.safetensors").is_file()
     assert {line["step"] for line in kinds(run, "train")} == set(range(1, 21))
     assert [(v["epoch"], v["step"], v["n"]) for v in kinds(run, "val")] == [(1, 10, 300), (2, 20, 300)]
+
+
+def test_what_is_known_of_each_case_is_written_down(trained: tuple[Path, RunDir]) -> None:
+    table, split = read_cases(trained[1]), rundir.read_json(trained[1].split)
+    assert table is not None and table.size is not None and set(table.size) == {(12, 12)}
+    for part in ("train", "val", "test"):
+        here = table.where(np.array([s == part for s in table.split]))
+        assert here.case == sorted(split[part]) and np.bincount(here.label).tolist() == list(split["classes"][part].values())
 
 
 def test_the_model_is_the_checkpoint_with_the_best_validation(trained: tuple[Path, RunDir]) -> None:

@@ -271,6 +271,17 @@ def test_what_slurm_says_of_its_jobs_goes_in_and_of_anothers_nothing(here: Path,
     assert "--jobs=71" in asked and "--name=a-1" in asked
 
 
+def test_a_members_job_is_asked_for_by_its_sweeps_name(here: Path, paper: FakeSlurm) -> None:
+    run = on_slurm(here / "runs" / "a-1", "71")
+    owner = lease.life_dir(run, 1) / "owner.json"
+    rundir.write_json(owner, rundir.read_json(owner) | {"sweep": str(here / "runs" / "sweeps" / "grid-9")})
+    paper.says("scontrol", out="JobId=71 JobName=grid-9\n   JobState=FAILED\n")
+    paper.says("sacct", out="JobID|JobName|State\n71|grid-9|FAILED\n")
+    assert "JobName=grid-9" in bundle("a-1")["slurm.txt"].decode()
+    (asked,) = paper.calls("sacct")
+    assert "--name=grid-9" in asked
+
+
 def test_a_slurm_that_is_silent_or_gone_costs_a_line(here: Path, paper: FakeSlurm) -> None:
     on_slurm(here / "runs" / "a-1", "71")
     paper.history(past("70", "COMPLETED"))

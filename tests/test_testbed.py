@@ -26,6 +26,29 @@ NOT_THERE = "Batch job submission failed: Requested node configuration is not av
 # --- what it is
 
 
+@pytest.mark.parametrize("deaths", [0, 2, 3])
+def test_a_database_whose_install_dies_is_installed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int) -> None:
+    bed, tried = Bed("/tmp/not-there"), 0
+    bed.folder = tmp_path
+
+    def install(self: Bed, *words: str) -> None:
+        nonlocal tried
+        tried += 1
+        (tmp_path / "db.new" / f"half of {tried}").touch()
+        if tried <= deaths:
+            raise BedError("mariadb-install-db: exit 139")
+
+    monkeypatch.setattr(Bed, "_run", install)
+    if deaths == 3:
+        with pytest.raises(BedError, match="exit 139"):
+            bed._install(tmp_path / "db")
+        assert not (tmp_path / "db").exists()
+    else:
+        bed._install(tmp_path / "db")
+        assert [f.name for f in (tmp_path / "db").iterdir()] == [f"half of {deaths + 1}"]
+    assert tried == min(deaths + 1, 3)
+
+
 @slurm
 def test_ten_nodes_in_four_partitions_are_usable(slurm: SlurmBed) -> None:
     rows = slurm("sinfo", "-h", "-N", "-o", "%N %P %T %c %G").stdout.splitlines()
