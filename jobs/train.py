@@ -25,7 +25,7 @@ from hpcai.data.samples import Samples, load_samples
 from hpcai.data.split_file import sentence, split_once
 from hpcai.errors import Stopped
 from hpcai.infer import as_table, logits_of, rows_of, write_rows
-from hpcai.metrics.classification import choose_threshold, estimates
+from hpcai.metrics.classification import choose_threshold, ranking
 from hpcai.models import build
 from hpcai.models.start import start_from
 from hpcai.report import write_report
@@ -119,7 +119,7 @@ def validate(
     total, weight = task.loss(logits, val.y)
     loss = float(total / weight)
     check_finite(state.progress.step, "the validation loss", loss)
-    auc = estimates(as_table(as_rows(logits)), "val", None)[0]
+    auc = ranking(as_table(as_rows(logits)), "val")
     score = -loss if cfg.task.select == "loss" or auc.value is None else auc.value
     score = state.group.from_first(score)
     progress = state.progress

@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hpcai.metrics.classification import auc_interval, choose_threshold
+from hpcai.metrics.binary import auc_estimate
+from hpcai.metrics.classification import choose_threshold
+from hpcai.metrics.estimate import Estimate
 from hpcai.metrics.rows import Rows
+from hpcai.metrics.sample import Sample
 from hpcai.rundir import RunDir, append_lines, write_bytes, write_json
+
+
+def auc_interval(label: np.ndarray, score: np.ndarray, split: str, patient: list[str] | None = None) -> Estimate:
+    """The AUC of cases 0, 1, 2 ..."""
+    return auc_estimate(Sample(label, score, score >= 0.5, split, [f"{i:06d}" for i in range(len(label))], patient))
+
 
 BEGIN = 1_767_000_000.0
 STEPS = 74  # an epoch

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_runs import auc_interval
 from training_kit import again, finish, prepared, run_here, run_in, words, write_npz
 
 from hpcai import rundir
 from hpcai.context import Ranks, RunContext
 from hpcai.errors import DataError, HpcaiError, PlanError, RunError
-from hpcai.metrics.classification import Threshold, auc_interval, estimates
+from hpcai.metrics.classification import Threshold, estimates
 from hpcai.metrics.rows import read_rows
 from hpcai.metrics.table import read_cases
 from hpcai.rundir import RunDir

@@ -18,7 +18,7 @@ from hpcai.data.cases import Cases
 from hpcai.data.samples import Scaling
 from hpcai.data.splits import eval_indices, from_json
 from hpcai.errors import DataError
-from hpcai.metrics.classification import estimates
+from hpcai.metrics.classification import ranking
 from hpcai.metrics.rows import Rows, rows_then
 from hpcai.metrics.together import gains, mean_of, threshold_of_mean
 from hpcai.models import build
@@ -107,8 +107,8 @@ def together(sources: Sequence[RunDir], split: str, tables: Sequence[Rows | None
     `tables`: the runs' rows of `split`; without common cases nothing was gained that could be told.
     """
     validation = [rows_then(source, "val") for source in sources]
-    chosen = [None if rows is None else estimates(rows, "val", None)[0] for rows in validation]
-    own = [None if rows is None else estimates(rows, split, None)[0] for rows in tables]
+    chosen = [None if rows is None else ranking(rows, "val") for rows in validation]
+    own = [None if rows is None else ranking(rows, split) for rows in tables]
     ranked = [-1.0 if e is None or e.value is None else e.value for e in chosen]
     best = int(np.argmax(ranked)) if min(ranked) >= 0 else None
     common = [rows for rows in tables if rows is not None] if mean_of(tables) else []

@@ -1,29 +1,24 @@
-"""Which class is it?   Rows -> AUC, accuracy, sensitivity, specificity, threshold, confusion matrix.
+"""Which class is it?   Rows -> threshold, calls, confusion matrix, estimates with their intervals.
 
 Of two classes the second is the positive one, and a case is called positive when its score >= threshold. Of
-more classes the highest score wins. Intervals take cases as independent, unless patients are known and
-repeat: then whole patients are drawn again (bootstrap). Shape letters: n cases, K classes, b resamples.
+more classes the highest score wins. Shape letters: n cases, K classes, b resamples.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpcai.errors import ConfigError, DataError
+from hpcai.metrics.binary import ONE_CLASS, auc_estimate, average_precision, binary_estimates, called_estimates
+from hpcai.metrics.calibration import ece, mean_estimate
 from hpcai.metrics.estimate import Estimate
-from hpcai.metrics.intervals import (
-    RESAMPLES,
-    bootstrap,
-    delong,
-    midranks,
-    newcombe,
-    weighted_auc,
-    wilson,
-)
+from hpcai.metrics.intervals import effective, newcombe, on_logit, resampled, wilson
+from hpcai.metrics.measures import areas
 from hpcai.metrics.rows import Bools, Floats, Ints, Rows
+from hpcai.metrics.sample import Sample, sample_of
 
 
 @dataclass(frozen=True)
@@ -41,39 +36,6 @@ class Threshold:
     rule: str
     split: str
     n: int
-
-
-def auc(label: Bools, score: Floats) -> float:
-    """The chance that a positive case scores above a negative one, ties counting half; NaN with one class.
-
-    Args:
-        label: (n,) bool, True is positive.
-        score: (n,) finite.
-    """
-    pos = int(label.sum())
-    neg = len(label) - pos
-    if not pos or not neg:
-        return float("nan")
-    return (float(midranks(score)[label].sum()) - pos * (pos + 1) / 2) / (pos * neg)
-
-
-def auc_interval(label: Bools, score: Floats, split: str, patient: list[str] | None = None) -> Estimate:
-    """The AUC of two classes with its interval: DeLong's, or over patients where they repeat."""
-    n, pos = len(label), int(label.sum())
-    value = auc(label, score)
-    if np.isnan(value):
-        return Estimate("auc", split, None, None, None, n, "not defined: one class only")
-    groups = _repeated(patient)
-    if groups is None:
-        name, interval = "DeLong, logit", delong(label, score)
-        fallback, note = (pos, n - pos), _independent(patient)
-    else:
-        name, interval = "bootstrap", bootstrap(lambda w: weighted_auc(w, label, score), groups)
-        fallback, note = (len(set(groups[label])), len(set(groups[~label]))), _resampled("patients")
-    if interval is None:
-        name, interval = "Newcombe, method 5", newcombe(value, *fallback)
-        note = note if groups is None else "one case a patient counted"
-    return Estimate("auc", split, value, *interval, n, f"{name}; {note}")
 
 
 def roc(label: Bools, score: Floats) -> tuple[Floats, Floats]:
@@ -131,97 +93,116 @@ def confusion(rows: Rows, threshold: Threshold | None) -> Ints:
     return flat.astype(np.int64).reshape(rows.classes, rows.classes)
 
 
-def estimates(rows: Rows, split: str, threshold: Threshold | None) -> list[Estimate]:
-    """What `rows` say about the model; two classes: AUC, accuracy, sensitivity, specificity.
+def estimates(rows: Rows, split: str, threshold: Threshold | None, prevalence: float | None = None) -> list[Estimate]:
+    """What `rows` say about the model: the AUC first, of more than two classes the macro AUC.
 
-    More classes: macro one-vs-rest AUC, accuracy, the sensitivity of each class.
+    `prevalence`: of the people that it is meant for; adds PPV and NPV there (two classes).
     """
-    rows = rows.labelled()
-    right = predicted(rows, threshold) == rows.label
-
-    def share(name: str, among: Bools) -> Estimate:
-        return _share(name, split, right, among, rows.patient)
-
-    everyone = np.ones(len(rows.case), bool)
+    rows = rows.labelled().ordered()
+    called = predicted(rows, threshold)
     if rows.classes == 2:
-        positive = rows.label == 1
-        return [
-            auc_interval(positive, rows.scores[:, 1], split, rows.patient),
-            share("accuracy", everyone),
-            share("sensitivity", positive),
-            share("specificity", ~positive),
-        ]
-    each = [share(f"sensitivity[{k}]", rows.label == k) for k in range(rows.classes)]
-    return [_macro_auc(rows, split), share("accuracy", everyone), *each]
+        return binary_estimates(sample_of(rows, called, split), prevalence)
+    samples = [sample_of(rows, called, split, k) for k in range(rows.classes)]
+    hot = np.eye(rows.classes)[rows.label]
+    return [
+        macro_auc(rows, split),
+        *_overall(rows, samples, called == rows.label, split),
+        mean_estimate("brier", samples[0], ((rows.scores - hot) ** 2).sum(1)),
+        ece(rows.scores.max(1), called == rows.label, split),
+        *(replace(e, name=f"{e.name}[{k}]") for k, sample in enumerate(samples) for e in _one_class(sample)),
+    ]
 
 
-def _share(name: str, split: str, right: Bools, among: Bools, patient: list[str] | None) -> Estimate:
-    """The share of `right` cases among some, with Wilson's interval, or over patients where they repeat."""
-    n, k = int(among.sum()), int((right & among).sum())
-    if not n:
-        return Estimate(name, split, None, None, None, 0, "not defined: no such case")
-    here = None if patient is None else [p for p, a in zip(patient, among, strict=True) if a]
-    groups = _repeated(here)
-    if groups is None:
-        return Estimate(name, split, k / n, *wilson(k, n), n, f"Wilson; {_independent(patient)}")
-    correct = right[among]
-    interval = bootstrap(lambda w: np.asarray((w * correct).sum(1) / w.sum(1), np.float64), groups)
-    if interval is not None:
-        return Estimate(name, split, k / n, *interval, n, f"bootstrap; {_resampled('patients')}")
-    persons = len(set(groups))
-    return Estimate(name, split, k / n, *wilson(persons * k / n, persons), n, "Wilson; one case a patient counted")
+def ranking(rows: Rows, split: str) -> Estimate:
+    """The first of `estimates`, alone and for less: the AUC, of more than two classes the macro AUC."""
+    rows = rows.labelled().ordered()
+    if rows.classes > 2:
+        return macro_auc(rows, split)
+    return auc_estimate(sample_of(rows, predicted(rows, None), split))
 
 
-def _macro_auc(rows: Rows, split: str) -> Estimate:
+def _one_class(sample: Sample) -> list[Estimate]:
+    """Of a class against the rest."""
+    by_name = {e.name: e for e in called_estimates(sample)}
+    return [
+        auc_estimate(sample),
+        average_precision(sample),
+        *(by_name[name] for name in ("sensitivity", "specificity", "ppv", "npv")),
+    ]
+
+
+def macro_auc(rows: Rows, split: str) -> Estimate:
     """The plain mean over classes of one-vs-rest AUC (scikit-learn's multi_class="ovr"), bootstrapped."""
-    n = len(rows.case)
-    present = [k for k in range(rows.classes) if 0 < int((rows.label == k).sum()) < n]
-    if not present:
-        return Estimate("macro_auc", split, None, None, None, n, "not defined: one class only")
-    value = float(np.mean([auc(rows.label == k, rows.scores[:, k]) for k in present]))
+    return _macro(rows, split, "macro_auc", 0)
 
-    groups, unit = units(rows)
-    interval = bootstrap(lambda w: weighted_macro_auc(w, rows), groups)
-    name, note = "bootstrap", _resampled(unit) + (f", {_independent(rows.patient)}" if unit == "cases" else "")
+
+def _macro(rows: Rows, split: str, name: str, which: int) -> Estimate:
+    n = len(rows.case)
+    present = _present(rows)
+    if not present:
+        return Estimate(name, split, None, None, None, n, ONE_CLASS)
+    value = float(weighted_macro(np.ones((1, n), np.int64), rows, which)[0])
+    sample = sample_of(rows, rows.label, split)
+    drawn = resampled(lambda w: weighted_macro(w, rows, which), sample.units)
+    interval = on_logit(value, drawn, sample.count(np.ones(n, bool)))
+    method = f"bootstrap, logit; {sample.drawn_note()}"
     if interval is None:  # all classes apart: as wide as the rarest class alone
-        rarest = min(int((rows.label == k).sum()) for k in present)
-        name, note, interval = (
-            "Newcombe, method 5",
-            "counts of the rarest class",
-            newcombe(value, rarest, n - rarest),
-        )
+        rarest = min(sample.count(rows.label == k) for k in present)
+        interval = newcombe(value, rarest, sample.count(np.ones(n, bool)) - rarest)
+        method = "Newcombe, method 5; counts of the rarest class"
     some = "" if len(present) == rows.classes else f"; {len(present)} of {rows.classes} classes occur"
-    return Estimate("macro_auc", split, value, *interval, n, f"one class against the rest; {name}; {note}{some}")
+    return Estimate(name, split, value, *interval, n, f"one class against the rest; {method}{some}")
+
+
+def _overall(rows: Rows, samples: list[Sample], right: Bools, split: str) -> list[Estimate]:
+    """Macro average precision, accuracy and balanced accuracy of more than two classes."""
+    n, first = len(rows.case), samples[0]
+    everyone = np.ones(n, bool)
+    present = [k for k in range(rows.classes) if (rows.label == k).any()]
+
+    def shares(weight: NDArray[np.int64]) -> Floats:
+        """(b, 2): accuracy, balanced accuracy."""
+        each = [(weight * (right & (rows.label == k))).sum(1) / (weight * (rows.label == k)).sum(1) for k in present]
+        return np.stack([(weight * right).sum(1) / weight.sum(1), np.nanmean(each, axis=0)], axis=1)
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values, drawn = shares(np.ones((1, n), np.int64))[0], resampled(shares, first.units)
+    found = [_macro(rows, split, "macro_average_precision", 1)]
+    units = first.count(everyone)
+    for k, name in enumerate(("accuracy", "balanced_accuracy")):
+        interval, method = effective(float(values[k]), drawn[:, k], units), f"bootstrap, Wilson; {first.drawn_note()}"
+        if name == "accuracy" and not first.repeats:
+            interval, method = wilson(int(right.sum()), n), f"Wilson; {first.note}"
+        if interval is None:
+            interval, method = wilson(units * float(values[k]), units), "Wilson; one case a patient counted"
+        found.append(Estimate(name, split, float(values[k]), *interval, n, method))
+    return found
+
+
+def _present(rows: Rows) -> list[int]:
+    """The classes that some cases have and some have not."""
+    return [k for k in range(rows.classes) if 0 < int((rows.label == k).sum()) < len(rows.case)]
 
 
 def weighted_macro_auc(weight: Ints, rows: Rows) -> Floats:
     """The AUC that `estimates` tells first, of each resample: weights (b, n) -> (b,), NaN where it is not defined."""
+    return weighted_macro(weight, rows, 0)
+
+
+def weighted_macro(weight: Ints, rows: Rows, which: int) -> Floats:
+    """AUC (`which` 0) or average precision (1) of each resample; of more than two classes the mean over those that occur."""
     if rows.classes == 2:
-        return weighted_auc(weight, rows.label == 1, rows.scores[:, 1])
-    present = [k for k in range(rows.classes) if 0 < int((rows.label == k).sum()) < len(rows.case)]
-    each = np.stack([weighted_auc(weight, rows.label == k, rows.scores[:, k]) for k in present])
+        return areas(rows.label == 1, rows.scores[:, 1])(weight)[:, which]
+    each = np.stack([areas(rows.label == k, rows.scores[:, k])(weight)[:, which] for k in _present(rows)])
     seen = ~np.isnan(each)  # a rare class may be missing from a resample
     total = np.where(seen, each, 0).sum(0)
     return np.asarray(np.divide(total, seen.sum(0), out=np.full(len(total), np.nan), where=seen.any(0)))
 
 
-def units(rows: Rows) -> tuple[NDArray[np.str_], str]:
+def units(rows: Rows) -> tuple[NDArray[np.intp], str]:
     """What is drawn again, (n,), and its name: patients where one of them has several cases, else cases."""
-    groups = _repeated(rows.patient)
-    return (np.array(rows.case), "cases") if groups is None else (groups, "patients")
-
-
-def _repeated(patient: list[str] | None) -> NDArray[np.str_] | None:
-    """The patients as an array if one of them has several cases, else None."""
-    return np.array(patient) if patient and len(set(patient)) < len(patient) else None
-
-
-def _independent(patient: list[str] | None) -> str:
-    return "cases taken as independent" if patient is None else "one case a patient"
-
-
-def _resampled(unit: str) -> str:
-    return f"{RESAMPLES} resamples of {unit}"
+    sample = sample_of(rows, rows.label, "")
+    return sample.units, sample.unit
 
 
 def _kth(ordered: Floats, share: float) -> float:

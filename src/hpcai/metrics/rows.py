@@ -74,13 +74,21 @@ class Rows:
         keep = self.label >= 0
         return self if keep.all() else self.where(keep)
 
+    def ordered(self) -> Rows:
+        """In the order of case ids, so that no sum depends on the order of the files."""
+        order = sorted(range(len(self.case)), key=self.case.__getitem__)
+        return self if order == list(range(len(order))) else self.take(np.array(order))
+
     def where(self, keep: Bools) -> Rows:
         """The rows where `keep` (n,) is true.
 
         Raises:
             DataError: there is none.
         """
-        i = np.flatnonzero(keep)
+        return self.take(np.flatnonzero(keep))
+
+    def take(self, i: NDArray[np.intp]) -> Rows:
+        """The rows at these places, in this order."""
         patient = None if self.patient is None else [self.patient[k] for k in i]
         fold, called = (None if column is None else column[i] for column in (self.fold, self.called))
         return Rows([self.case[k] for k in i], patient, self.label[i], self.scores[i], fold, called)
