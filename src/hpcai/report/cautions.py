@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hpcai.metrics.estimate import Estimate
-from hpcai.metrics.intervals import two_proportions
-from hpcai.report.folder import Folder
-from hpcai.report.words import percent, place
-
-SIGNIFICANT = 0.05  # chance of a false alarm about prevalence, over all classes together (Bonferroni)
+from hpcai.report.folder import Folder, Json
+from hpcai.report.words import number, place
 
 
-def cautions(folder: Folder, estimates: list[Estimate]) -> list[str]:
-    """The warnings of a run, each once, the gravest first."""
+def cautions(folder: Folder, report: Json) -> list[str]:
+    """The warnings of a run, each once, the gravest first. `report`: what is measured (report/measured.py)."""
     found = [
         *_duplicates(folder),
-        *_undefined(estimates),
-        *_prevalence(folder),
+        *_undefined(report),
+        *_shift(report),
+        *_shortcut(report),
+        *_calibration(report),
         *_threshold(folder),
         *_patients(folder),
         *_batch_norm(folder),
@@ -36,25 +34,38 @@ def _duplicates(folder: Folder) -> Iterator[str]:
             yield f"{one} in both {first} and {second} (same pixels): scores on {second} may be too good."
 
 
-def _undefined(estimates: list[Estimate]) -> Iterator[str]:
-    for split in dict.fromkeys(e.split for e in estimates if e.value is None):
+def _undefined(report: Json) -> Iterator[str]:
+    firsts = [e for e in report["estimates"] if e["name"] in ("auc", "macro_auc", "sensitivity", "specificity")]
+    for split in dict.fromkeys(e["split"] for e in firsts if e["value"] is None):
         yield f"The {place(split)} split lacks a class: some numbers are not defined there."
 
 
-def _prevalence(folder: Folder) -> Iterator[str]:
-    """Validation and test hold a class in different shares: the two-proportion z test."""
-    val, test = folder.labelled.get("val"), folder.labelled.get("test")
-    if val is None or test is None:
-        return
-    classes = [1] if val.classes == 2 else range(val.classes)
-    for k in classes:
-        (k1, n1), (k2, n2) = ((int((rows.label == k).sum()), len(rows.case)) for rows in (val, test))
-        p = two_proportions(k1, n1, k2, n2)
-        if p * len(classes) < SIGNIFICANT:
+def _shift(report: Json) -> Iterator[str]:
+    """The tests of report/measured.py: asked once, told here and in their own section."""
+    if report["shift"] is not None and report["shift"]["sentence"]:
+        yield report["shift"]["sentence"]
+
+
+def _shortcut(report: Json) -> Iterator[str]:
+    """The network is not shown to do better than what is known of a case without its image."""
+    found = report["shortcut"]
+    if found and found["difference"]["low"] is not None and found["difference"]["low"] <= 0:
+        theirs, own = (number(found[name]["value"]) for name in ("estimate", "network"))
+        yield (
+            f"Without any image, {', '.join(found['columns'])} alone reach an AUC of {theirs} (the network: {own}): it is not "
+            "shown to have learnt more than where and of whom the images are."
+        )
+
+
+def _calibration(report: Json) -> Iterator[str]:
+    """Scores that are clearly no probabilities: the interval of the slope lies outside 0.8 to 1.25."""
+    slopes = [e for e in report["estimates"] if e["name"] == "calibration_slope"]
+    for e in slopes[:1]:
+        if e["value"] is not None and (e["high"] < 0.8 or e["low"] > 1.25):
+            how = "too extreme" if e["value"] < 1 else "too timid"
             yield (
-                f"Validation is not like the test: {folder.labels[k]} is {k1:,} of {n1:,} cases ({percent(k1 / n1)}) "
-                f"there and {k2:,} of {n2:,} ({percent(k2 / n2)}) in the test (two-proportion z test, p {_p(p)}). "
-                "A threshold chosen on validation may be off."
+                f"Scores are {how} on the {place(e['split'])} split (calibration slope {e['value']:.2f}, 95 % interval "
+                f"{e['low']:.2f} to {e['high']:.2f}): do not read them as probabilities."
             )
 
 
@@ -86,7 +97,3 @@ def _failed(folder: Folder) -> Iterator[str]:
     if folder.failed:
         one = "1 case has no score: it" if folder.failed == 1 else f"{folder.failed:,} cases have no score: they"
         yield f"{one} could not be read (failed.rank*.jsonl)."
-
-
-def _p(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else f"= {p:.4f}"

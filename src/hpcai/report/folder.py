@@ -12,6 +12,7 @@ from hpcai import lease, meter
 from hpcai.errors import RunError
 from hpcai.metrics.classification import Threshold
 from hpcai.metrics.rows import Rows, read_rows
+from hpcai.metrics.table import CaseTable, read_cases
 from hpcai.rundir import RunDir, read_json, read_lines
 
 Json = dict[str, Any]
@@ -37,6 +38,7 @@ class Folder:
     use: list[meter.Use]  # what each rank used, where it was looked at
     failed: int
     rows: dict[str, Rows]
+    cases: CaseTable | None = None
 
     @property
     def job(self) -> str:
@@ -87,6 +89,7 @@ def read_folder(run: RunDir) -> Folder:
         use=meter.read_use(run),
         failed=len({str(line.get("case")) for file in run.failed_files() for line in _lines(file)}),
         rows={split: read_rows(run, split) for split in _splits(run) if _any_row(run, split)},
+        cases=read_cases(run),
     )
 
 

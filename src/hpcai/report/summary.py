@@ -14,6 +14,7 @@ import numpy as np
 from hpcai.metrics.classification import confusion, estimates
 from hpcai.report.cautions import cautions
 from hpcai.report.folder import Folder, Json
+from hpcai.report.measured import measured
 from hpcai.report.used import used
 from hpcai.report.words import named, number, place, signed
 from hpcai.rundir import VERSION
@@ -21,7 +22,7 @@ from hpcai.rundir import VERSION
 
 def summarize(folder: Folder) -> Json:
     """report.json, with every number in full. Its keys are described in docs/run-folder.md."""
-    found = [e for split, rows in folder.labelled.items() for e in estimates(rows, split, folder.threshold)]
+    found = measured(folder)
     report: Json = {
         "version": VERSION,
         "run_id": folder.run_id,
@@ -29,7 +30,7 @@ def summarize(folder: Folder) -> Json:
         "job": folder.job,
         "question": _question(folder),
         "answer": "",
-        "estimates": [asdict(e) for e in found],
+        **found,
         "threshold": asdict(folder.threshold) if folder.threshold else None,
         "labels": folder.labels,
         "confusion": {s: confusion(rows, folder.threshold).tolist() for s, rows in folder.labelled.items()},
@@ -42,7 +43,8 @@ def summarize(folder: Folder) -> Json:
     }
     report |= {"used": used(folder)} if folder.use else {}
     report |= {"together": folder.together} if folder.together else {}
-    report |= {"folds": _folds(folder), "spread": _spread(_folds(folder))} if folder.job == "gather" else {}
+    folds = _folds(folder) if folder.job == "gather" else []
+    report |= {"folds": folds, "spread": _spread(folds)} if folder.job == "gather" else {}
     return report | {"answer": _answer(folder, report)}
 
 
