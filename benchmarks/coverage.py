@@ -3,8 +3,8 @@
     python benchmarks/coverage.py [--studies 1000] [--processes 2]
 
 Designs: scores of two normal distributions, 40 % positive; one case a patient, the classes further apart, or three cases a
-patient that resemble each other. The truth is that of four million cases. A study where a measure is not defined does not count (the
-last line says how many). Exit 1 if an interval covers less than 93 % or more than 97 %.
+patient that resemble each other. The truth is that of four million cases. A study where a measure is not defined does not
+count (the last line says how many). Exit 1 if an interval covers less than 93 % or more than 97 %.
 """
 
 from __future__ import annotations

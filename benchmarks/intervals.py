@@ -3,8 +3,8 @@
     python benchmarks/intervals.py [--cases 10000] [--resamples 2000] [--loop 40]
 
 Both draw from one generator with one seed, so every resample is the same and the values are compared one by one. The loop's
-time is that of its first `--loop` resamples, scaled; each side is the best of three rounds that take turns. Exit 1 unless the eight
-measures are 40 times as fast and equal to 1e-9, and DeLong's interval is 2,000 times as fast as the loop for the AUC.
+time is that of its first `--loop` resamples, scaled; each side is the best of three rounds that take turns. Exit 1 unless
+the eight measures are 40 times as fast and equal to 1e-9, and DeLong's interval is 2,000 times as fast as the loop for the AUC.
 """
 
 from __future__ import annotations

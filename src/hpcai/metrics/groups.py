@@ -16,7 +16,7 @@ LEAST = 10  # patients (cases, where none are known) of a group that is shown
 FEW = 6  # different numbers: a code (0, 1, 2), not a quantity
 UNKNOWN = "not known"
 SIZE = "image size"
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
