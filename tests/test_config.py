@@ -148,8 +148,8 @@ def test_config_yaml_does_not_list_experiment_or_plus_experiment_would_fail() ->
         ("cluster.facts={home: \"\0\"}", "cluster.facts.home=?: a path holds no NUL. Correct it."),
         ("cluster.max_nodes=3", "cluster.max_nodes: unknown. Known: account, chain, executor, facts, mail, name, partition,"
          " preflight, python, qos, reservation."),
-        ("max_submit=3", "max_submit: unknown. Known: cluster, container, data, depends_on, from_run, job, model, name, pipeline, predict, resources,"
-         " runs_access, runs_dir, seed, sweep, task, tracking, trainer."),
+        ("max_submit=3", "max_submit: unknown. Known: cluster, container, data, depends_on, from_run, job, model, name, pipeline, predict, report,"
+         " resources, runs_access, runs_dir, seed, study, sweep, task, tracking, trainer."),
         ("cluster.mail=me", "cluster.mail=me: is no address. Write one: name@host."),
         ("job=tran", "job=tran: unknown. Did you mean train?"),
         ("data.channels=2", "data.channels=2: unknown. Known: 1, 3."),

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_schema import check_report
 from training_kit import again, finish, prepared, run_here, run_in, words, write_npz
 
 from hpcai import rundir
 from hpcai.errors import DataError, HpcaiError, RunError
 from hpcai.infer import averaged
-from hpcai.metrics.classification import auc, choose_threshold
+from hpcai.metrics.binary import auc
+from hpcai.metrics.classification import choose_threshold
 from hpcai.metrics.rows import Rows, read_rows
 from hpcai.metrics.together import gains, mean_of, threshold_of_mean
 from hpcai.rundir import RunDir
@@ -200,7 +202,7 @@ def test_a_hundred_members_are_a_matter_of_seconds() -> None:
 def test_the_report_names_the_members_and_tells_the_gain(trio: Trio, tmp_path: Path) -> None:
     data, members = trio
     run = run_here(asked("evaluate", members, data, tmp_path))
-    report, page = rundir.read_json(run.report_json), run.report_html.read_text("utf-8")
+    report, page = check_report(run), run.report_html.read_text("utf-8")
     told = report["together"]
     assert [m["run_id"] for m in told["members"]] == [member.path.name for member in members]
     for member, m in zip(members, told["members"], strict=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_schema import check_report
 from training_kit import a_trained_run, finish, run_here, run_in, words, write_npz
 
 from hpcai import rundir
@@ -72,8 +73,7 @@ def test_other_data_is_scored_by_its_own_split_and_resized(trained: tuple[Path, 
     run = run_here(evaluate(trained[1], other, tmp_path / "e"))
     with np.load(other) as arrays:
         assert [r["label"] for r in rows(run, "test")] == arrays["test_labels"][:, 0].tolist()
-    answer = rundir.read_json(run.report_json)["answer"]
-    assert "9" in answer
+    assert "9" in check_report(run)["answer"]
 
 
 def test_labels_that_differ_from_the_trainings_are_refused(trained: tuple[Path, RunDir], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from report_schema import check_report
 from training_kit import (
     a_trained_run,
     again,
@@ -89,7 +90,11 @@ def test_a_folder_of_png_and_jpeg_gives_one_row_a_case(trained: RunDir, tmp_path
     assert all(r["label"] is None and len(r["scores"]) == 2 for r in table)
     assert [sum(r["scores"]) for r in table] == pytest.approx([1] * 70)
     assert failed(run) == []
-    assert run.report_html.is_file() and run.threshold.read_bytes() == trained.threshold.read_bytes()
+    assert (
+        check_report(run)["job"] == "predict"
+        and run.report_html.is_file()
+        and run.threshold.read_bytes() == trained.threshold.read_bytes()
+    )
 
 
 def test_a_listing_gives_its_case_and_patient_ids(trained: RunDir, tmp_path: Path) -> None:

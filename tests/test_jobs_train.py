@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from report_schema import check_report
 from safetensors.torch import save_file
 from training_kit import (
     a_trained_run,
@@ -67,6 +68,7 @@ def test_a_finished_training_leaves_all_that_the_run_folder_promises(trained: tu
     run = trained[1]
     for file in (run.model, run.threshold, run.split, run.report_json, run.report_html, run.metrics):
         assert file.is_file(), file
+    check_report(run)
     assert {f.name for f in run.rows.iterdir()} == {"val.rank0.jsonl", "test.rank0.jsonl"}
     facts = rundir.read_json(run.model)
     assert facts["labels"] == ["no", "yes"] and facts["input"]["size"] == [12, 12] and facts["input"]["channels"] == 1

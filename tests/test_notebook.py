@@ -75,9 +75,10 @@ def test_config_state_and_report_are_read_anew_at_each_look(run: RunDir) -> None
     opened = hpcai.open_run("x")
     assert opened.config["trainer"] == {"epochs": 10, "max_steps": None}
     assert opened.report is None and repr(opened) == "<run x-1: completed>"
-    rundir.write_json(run.report_json, {"answer": "größe"})
+    report = {"version": 2, "answer": "größe", "estimates": [], "warnings": [], "threshold": None}
+    rundir.write_json(run.report_json, report)
     lease.take(run, 1)
-    assert opened.report == {"answer": "größe"} and opened.state.state == "pending"
+    assert opened.report == report and opened.state.state == "pending"
 
 
 @pytest.mark.parametrize("garbage", [b"{", b"\xff\xff"])
@@ -87,7 +88,7 @@ def test_damaged_files_are_a_fault_of_one_line(run: RunDir, garbage: bytes) -> N
     for file in (run.metrics, run.rows_file("test", 0)):
         rundir.write_bytes(file, garbage + b"\n")
     opened = hpcai.open_run("x")
-    for look, kind in ((lambda: opened.config, PlanError), (lambda: opened.report, PlanError), (opened.metrics, PlanError),
+    for look, kind in ((lambda: opened.config, PlanError), (lambda: opened.report, DataError), (opened.metrics, PlanError),
                        (lambda: opened.rows("test"), RunError)):  # fmt: skip
         with pytest.raises(HpcaiError) as e:
             look()

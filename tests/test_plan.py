@@ -19,7 +19,7 @@ from conftest import tiny_words
 from hpcai import rundir
 from hpcai.config.check import load
 from hpcai.config.keys import all_keys
-from hpcai.config.schema import Config
+from hpcai.config.schema import Config, Study
 from hpcai.errors import ConfigError, DataError, Faults, HpcaiError, PlanError
 from hpcai.plan import JobPlan, digest, find_runs, make_plan, numbered, read_config, read_plan, with_trained
 from hpcai.rundir import RunDir
@@ -48,7 +48,8 @@ DOES_NOT = {
     "cluster.preflight": "true", "cluster.chain": "2", "sweep.per_node": "2", "sweep.array_parallelism": "2", "cluster.facts": "x", "runs_access": "group", "container.image": "x.sif",
     "container.python": "x", "container.binds": "x",
     "tracking.tensorboard": "true", "tracking.mlflow": "/x", "tracking.experiment": "x", "tracking.wait_s": "7", "pipeline": "x",
-    "depends_on": "x", "predict.shards": "8", "predict.shard": "1", "predict.merge": "x",
+    "depends_on": "x", "report.prevalence": "0.1", **{f"study.{name}": "x" for name in Study.model_fields},
+    "predict.shards": "8", "predict.shard": "1", "predict.merge": "x",
 }  # fmt: skip
 MODEL = {"sha256": "00", "labels": ["no", "yes"], "input": {"channels": 1, "size": [8, 8]}}
 Planner = Callable[..., tuple[JobPlan, Config, Any]]

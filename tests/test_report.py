@@ -20,7 +20,7 @@ from hpcai.errors import RunError
 from hpcai.metrics.classification import Threshold, estimates
 from hpcai.metrics.rows import read_rows
 from hpcai.report import write_report
-from hpcai.report.words import duration, named, number, percent, signed, size
+from hpcai.report.words import duration, figure, named, number, percent, signed, size
 from hpcai.rundir import RunDir
 
 HOSTILE = "<script>alert('x')</script>\"&' ünï $\\frac{"
@@ -72,21 +72,11 @@ def test_answer_is_the_test_auc_with_its_interval_and_n(report: dict[str, Any]) 
 
 
 def test_report_json_has_the_keys_that_others_read(report: dict[str, Any]) -> None:
-    assert report["version"] == 1 and report["run_id"] == "pneumonia-8d2f41c09b" and report["job"] == "train"
+    assert report["version"] == 2 and report["run_id"] == "pneumonia-8d2f41c09b" and report["job"] == "train"
     assert set(report) == {
-        *(
-            "version",
-            "run_id",
-            "name",
-            "job",
-            "question",
-            "answer",
-            "estimates",
-            "threshold",
-            "labels",
-            "confusion",
-        ),
-        *("splits", "duplicates", "failed", "warnings", "cost", "provenance"),
+        *("version", "run_id", "name", "job", "question", "answer", "study", "estimates", "calibration", "subgroups"),
+        *("shortcut", "shift", "characteristics", "prevalence", "threshold", "labels", "confusion", "splits", "flow"),
+        *("duplicates", "failed", "warnings", "cost", "provenance"),
     }
     assert sum(map(sum, report["confusion"]["test"])) == 624
     assert report["splits"]["train"] == {
@@ -111,22 +101,9 @@ def test_the_end_record_changes_nothing_so_that_a_report_can_be_made_again(tmp_p
 
 def test_the_page_tells_in_this_order(page: str) -> None:
     text = text_of(page)
-    parts = [
-        "Can resnet_small",
-        "95 % interval",
-        "Before you trust",
-        "Not a medical device",
-        "How it learnt",
-        "ROC curve",
-    ]
-    parts += [
-        "Confusion matrix",
-        "All estimates",
-        "The data",
-        "What it used",
-        "Where it comes from",
-        "whole configuration",
-    ]
+    parts = ["Not a medical device", "Can resnet_small", "95 % interval", "Before you trust", "Cases 5,856"]
+    parts += ["Discrimination", "ROC curve", "Precision and recall", "Operating point", "true ↓ called", "How it learnt"]
+    parts += ["What it used", "Where it comes from", "whole configuration", "Packages and licences", "Reporting checklists"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
 
@@ -135,8 +112,8 @@ def test_every_number_of_the_table_is_that_of_report_json(report: dict[str, Any]
     for e in report["estimates"]:
         cell = {k: v for k, v in re.findall(rf'data-key="{e["split"]}/{e["name"]}/(\w+)">([^<]*)<', page)}
         assert cell == {
-            "value": number(e["value"]),
-            "interval": f"{number(e['low'])} to {number(e['high'])}",
+            "value": figure(e["name"], e["value"]),
+            "interval": "–" if e["low"] is None else f"{figure(e['name'], e['low'])} to {figure(e['name'], e['high'])}",
             "n": str(e["n"]),
         }
 
@@ -180,7 +157,7 @@ def test_missing_patient_ids_and_notes_of_the_lives_are_told(report: dict[str, A
 def test_patients_make_the_bootstrap_and_silence_the_warning(tmp_path: Path) -> None:
     found, page = report_of(make_run(tmp_path, cases_a_patient=3))
     assert not warned(found, "No patient ids")
-    assert all("resamples of patients" in e["method"] for e in found["estimates"])
+    assert all("patients" in e["method"] for e in found["estimates"] if e["name"] != "ece")
     assert "resamples of patients" in page
 
 
@@ -349,7 +326,7 @@ def test_no_case_patient_or_image_name_is_in_the_report(tmp_path: Path) -> None:
     for run in [*runs, images, listing]:
         found, page = report_of(run)
         for text in (json.dumps(found), page):
-            assert "secret" not in text and "4711" not in text
+            assert "secret" not in text and "patient-4711" not in text
     assert "30 images 30.0 kB" in text_of(page) and "/data/list.csv 9 bytes" in text_of(page)
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_blocks import blocks, shortcut
 from report_runs import make_run
+from test_report import HOSTILE
 from test_report_together import gathered, together
 from test_report_used import USED, ran
 
 from hpcai import rundir
-from hpcai.report import write_report
-from hpcai.report.words import number
+from hpcai.config.schema import Study
+from hpcai.report import summary, write_report
+from hpcai.report.words import figure
 from hpcai.rundir import RunDir
 
 pytestmark = pytest.mark.browser
@@ -73,10 +76,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
     made["gather"] = gathered(folder / "gather", name=word)
     for run in made.values():
         write_report(run)
+    return made | measured(folder)
+
+
+def measured(folder: Path) -> dict[str, RunDir]:
+    """Runs with all that can be measured of one, named plainly, by long words, by markup and from right to left."""
+    made = {}
+    stated = {name: f"What is stated of {name}, in a sentence that has to be broken into lines." for name in Study.model_fields}
+    rtl = "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd"
+    for kind, text in {"full": "", "unbroken": "W" * 80, "markup": HOSTILE, "rtl": rtl + " \U0001fac1"}.items():
+        told = blocks(0.1, columns=(text or "sex", f"{text}2" if text else "age"))
+        if text:
+            told["subgroups"][0]["groups"][0]["name"] = text
+            told["characteristics"]["columns"][0]["splits"]["val"]["levels"] = {text: 500}
+            told["shortcut"] = shortcut((text,))
+        words: dict[str, Any] = {"study": dict.fromkeys(Study.model_fields, text) if text else stated}
+        words |= {"labels": (text, f"{text}2"), "name": text} if text else {}
+        made[kind] = make_run(folder / kind, report={"prevalence": 0.1}, **words)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(summary, "measured", lambda _, told=told: told)
+            write_report(made[kind])
     return made
 
 
-KINDS = ["train", "evaluate", "predict", "classes", "long", "together", "gather", "used"]
+KINDS = ["train", "evaluate", "predict", "classes", "long", "together", "gather", "used", "full", "unbroken", "markup", "rtl"]
 
 
 def visit(browser: Any, run: RunDir, width: int, scheme: str = "light") -> tuple[Any, list[str], list[str]]:
@@ -118,18 +141,18 @@ def test_nothing_overflows_sideways(browser: Any, runs: dict[str, RunDir], kind:
 
 
 def test_the_numbers_on_the_page_are_those_of_report_json(browser: Any, runs: dict[str, RunDir]) -> None:
-    for kind in ("train", "evaluate", "classes"):
+    for kind in ("train", "evaluate", "classes", "full"):
         report = rundir.read_json(runs[kind].report_json)
         page, _, _ = visit(browser, runs[kind], 1280)
         shown = page.evaluate(
             "Object.fromEntries([...document.querySelectorAll('[data-key]')].map(e => [e.dataset.key, e.innerText]))"
         )
         assert page.title().startswith(report["name"])
-        assert page.locator(".big").inner_text() == number(report["estimates"][0]["value"])
+        assert page.locator(".big").inner_text() == figure("auc", report["estimates"][0]["value"])
         for e in report["estimates"]:
             key = f"{e['split']}/{e['name']}"
-            assert shown[f"{key}/value"] == number(e["value"])
-            assert shown[f"{key}/interval"] == f"{number(e['low'])} to {number(e['high'])}"
+            assert shown[f"{key}/value"] == figure(e["name"], e["value"])
+            assert shown[f"{key}/interval"] == f"{figure(e['name'], e['low'])} to {figure(e['name'], e['high'])}"
             assert shown[f"{key}/n"] == f"{e['n']:,}"
         for split, matrix in report["confusion"].items():
             for i, row in enumerate(matrix):
@@ -142,7 +165,7 @@ def test_the_numbers_on_the_page_are_those_of_report_json(browser: Any, runs: di
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground(browser: Any, runs: dict[str, RunDir], scheme: str) -> None:
     """WCAG 2.2 AA, success criterion 1.4.3: contrast of at least 4.5 for text."""
-    page, _, _ = visit(browser, runs["train"], 1280, scheme)
+    page, _, _ = visit(browser, runs["full"], 1280, scheme)
     contrast = """selector => {
       const rgb = c => c.match(/[\\d.]+/g).slice(0, 3).map(Number);
       const light = c => rgb(c).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
@@ -160,10 +183,8 @@ def test_text_stands_out_from_its_ground(browser: Any, runs: dict[str, RunDir], 
         ".small",
         ".notes h2",
         ".notes li",
-        "td.method",
-        ".key li",
-        "svg text",
-        "pre",
+        *(".research", ".methods li", ".numbers td.i", ".box .small", ".items td", ".items a", ".absent", "summary .small"),
+        *("td.method", ".key li", "svg text", "pre"),
     ):
         assert page.evaluate(contrast, selector) >= 4.5, selector
     page.close()
@@ -172,16 +193,16 @@ def test_text_stands_out_from_its_ground(browser: Any, runs: dict[str, RunDir], 
 def test_charts_are_drawn_in_the_colors_of_the_page(browser: Any, runs: dict[str, RunDir]) -> None:
     colors = {}
     for scheme in ("light", "dark"):
-        page, _, _ = visit(browser, runs["train"], 1280, scheme)
-        assert page.locator("svg").count() == 3
-        colors[scheme] = page.evaluate("getComputedStyle(document.querySelector('#roc svg text')).fill")
+        page, _, _ = visit(browser, runs["full"], 1280, scheme)
+        assert page.locator("svg").count() == 6
+        colors[scheme] = page.evaluate("getComputedStyle(document.querySelector('#discrimination svg text')).fill")
         assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getBBox().height > 100)")
         page.close()
     assert colors["light"] != colors["dark"]
 
 
 def test_no_two_texts_of_a_chart_overlap(browser: Any, runs: dict[str, RunDir]) -> None:
-    for kind in ("train", "predict"):
+    for kind in ("full", "predict"):
         page, _, _ = visit(browser, runs[kind], 390)
         clashes = page.evaluate(
             """() => [...document.querySelectorAll('svg')].flatMap(svg => {
@@ -197,7 +218,50 @@ def test_no_two_texts_of_a_chart_overlap(browser: Any, runs: dict[str, RunDir]) 
 
 
 def test_it_prints(browser: Any, runs: dict[str, RunDir]) -> None:
-    page, _, _ = visit(browser, runs["train"], 1280)
+    page, _, _ = visit(browser, runs["full"], 1280)
     pdf = page.pdf(format="A4", print_background=True)
-    assert pdf.startswith(b"%PDF") and 2 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 8
+    assert pdf.startswith(b"%PDF") and 6 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 16
     page.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_print_nothing_is_folded_or_cut(browser: Any, runs: dict[str, RunDir], kind: str) -> None:
+    """A4 less its margins is 688 pixels of CSS wide. Nothing can be scrolled or unfolded on paper."""
+    page, _, _ = visit(browser, runs[kind], 688)
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688
+    cut = """() => [...document.querySelectorAll('main *')].filter(e => !e.closest('svg, summary')).filter(e => {
+      const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+      const hides = style.overflowX != 'visible' && e.scrollWidth > e.clientWidth + 1;
+      return style.display != 'none' && (box.right > 689 || box.left < -1 || hides);
+    }).map(e => e.outerHTML.slice(0, 80))"""
+    assert page.evaluate(cut) == []
+    folded = """() => [...document.querySelectorAll('details > *:not(summary)')]
+      .filter(e => !e.checkVisibility() || !e.offsetHeight).length"""
+    assert page.evaluate(folded) == 0
+    page.close()
+
+
+def test_dark_mode_does_not_reach_the_paper(browser: Any, runs: dict[str, RunDir]) -> None:
+    page, _, _ = visit(browser, runs["full"], 1280, "dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.querySelector('.question')).color") == "rgb(20, 24, 28)"
+    page.close()
+
+
+def test_markup_of_a_users_is_shown_as_text(browser: Any, runs: dict[str, RunDir]) -> None:
+    page, said, _ = visit(browser, runs["markup"], 1280)
+    assert page.evaluate("document.scripts.length") == 0 and said == []
+    assert page.locator("h1").inner_text() == " ".join(HOSTILE.split())
+    page.close()
+
+
+def test_each_link_of_the_page_leads_to_one_of_its_sections(browser: Any, runs: dict[str, RunDir]) -> None:
+    for kind in KINDS:
+        page, _, _ = visit(browser, runs[kind], 1280)
+        lost = (
+            "[...document.querySelectorAll('a')].filter(a => !document.getElementById(a.getAttribute('href').slice(1))).length"
+        )
+        assert page.evaluate(lost) == 0
+        page.close()

@@ -89,8 +89,8 @@ def test_a_cross_validation_is_called_as_its_rows_say_and_tells_each_fold(tmp_pa
     assert value["accuracy"] == value["sensitivity"] == value["specificity"] == 1.0 and 0.9 < value["auc"] < 1
     assert [(f["fold"], f["run_id"], f["n"], f["threshold"]) for f in found["folds"]] == [
         (0, "cv-0", 208, 0.25), (1, "cv-1", 208, 0.35), (2, "cv-2", 208, 0.45)]  # fmt: skip
-    assert [s["name"] for s in found["spread"]] == ["auc", "accuracy", "sensitivity", "specificity"]
-    assert found["spread"][1] == {"name": "accuracy", "mean": 1.0, "sd": 0.0, "folds": 3}
+    assert [s["name"] for s in found["spread"]] == [e["name"] for e in found["estimates"]]
+    assert {"name": "accuracy", "mean": 1.0, "sd": 0.0, "folds": 3} in found["spread"]
     assert "cross-validated in 3 folds of PneumoniaMNIST" in found["question"]
     text = text_of(page)
     assert "The folds" in text and "Mean of folds" in text and "Each case is called by the threshold of its own fold." in text

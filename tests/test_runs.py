@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from run_folders import make_run, make_sweep, validated
 
 from hpcai import lease, rundir, runs
-from hpcai.errors import ConfigError, PlanError
+from hpcai.errors import ConfigError, DataError, PlanError
 from hpcai.rundir import RunDir
+from hpcai.watch import answer
 
 GARBAGE: list[bytes] = [b"", b"{", b"[]", b"null", b"7", b'"x"', b"{}", b"\xff\xfe\x00", b"[" * 20_000, b'{"time": "x"}\n']
 
@@ -240,3 +244,75 @@ def test_a_folder_that_may_not_be_read_is_no_run_and_no_fault(tmp_path: Path) ->
     assert runs.run_folders(tmp_path) == [] and not runs.is_run(tmp_path / ("x" * 300))
     rundir.write_json(tmp_path / "y-1" / "plan.json", {})
     assert [run.path.name for run in runs.run_folders(tmp_path)] == ["y-1"]
+
+
+# --- report.json
+
+
+def test_a_report_is_read_as_it_was_written_and_its_whole(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "x-1")
+    report = {"version": 2, "answer": "größe", "estimates": [], "warnings": ["a"], "threshold": None, "more": [1]}
+    rundir.write_json(run.report_json, report)
+    assert runs.read_report(run) == report
+
+
+ESTIMATE = {"name": "auc", "split": "test", "value": 0.5, "low": None, "high": None, "n": 9}
+WHOLE = {"version": 2, "answer": "", "estimates": [ESTIMATE], "warnings": [], "threshold": None}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"answer": 7}, {"estimates": [7]}, {"estimates": [ESTIMATE | {"value": "x"}]}, {"estimates": None}),
+        *({"warnings": "ab"}, {"warnings": [7]}, {"threshold": {"value": 0.5}}, {"threshold": 7}),
+        *({"estimates": [ESTIMATE | {"low": True}]}, {"estimates": [ESTIMATE | {"name": 5}]}),
+    ],
+)
+def test_a_report_that_lacks_what_its_readers_need_is_damaged(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = make_run(tmp_path / "x-1")
+    rundir.write_json(run.report_json, WHOLE)
+    assert runs.read_report(run) == WHOLE
+    rundir.write_json(run.report_json, WHOLE | change)
+    with pytest.raises(DataError, match=r"^run=x-1: its report\.json is gone or damaged\. Restore it"):
+        runs.read_report(run)
+
+
+@pytest.mark.parametrize("garbage", [*GARBAGE, None])
+def test_a_damaged_or_absent_report_is_a_fault_of_one_line(tmp_path: Path, garbage: bytes | None) -> None:
+    run = make_run(tmp_path / "x-1")
+    if garbage is not None:
+        rundir.write_bytes(run.report_json, garbage)
+    with pytest.raises(DataError, match=r"^run=x-1: its report\.json is gone or damaged\."):
+        runs.read_report(run)
+
+
+@pytest.mark.parametrize(("version", "told"), [(1, "1"), (3, "3"), ("2", "another"), (None, "another")])
+def test_a_report_of_another_version_is_named(tmp_path: Path, version: Any, told: str) -> None:
+    run = make_run(tmp_path / "x-1")
+    rundir.write_json(run.report_json, {"version": version, "answer": "fine"})
+    with pytest.raises(DataError, match=rf"^run=x-1: its report\.json is of version {told}, this hpcai reads 2\. Read it"):
+        runs.read_report(run)
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["", "auc", "test"])
+)
+KEYS = st.sampled_from([*WHOLE, *ESTIMATE])
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6))
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=7).map(lambda change: WHOLE | change) | VALUES)
+def test_whatever_lies_there_is_a_report_that_can_be_shown_or_one_fault(value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder))
+        rundir.write_json(run.report_json, value)
+        try:
+            report = runs.read_report(run)
+        except DataError as e:
+            assert len(e.lines) == 1
+        else:
+            assert isinstance(answer(report), str)

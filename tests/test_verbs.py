@@ -327,7 +327,6 @@ def test_report_prints_the_answer_and_its_path(launch: Launcher) -> None:
 @pytest.mark.parametrize(("state", "line"), [
     ("running", "run=x-1: has no report, it is running (step 4). Type hpcai wait x-1."),
     ("failed", "run=x-1: has no report, it is failed (step 4). Type hpcai resume x-1."),
-    ("completed", "run=x-1: its report.json is gone or damaged. Restore it, or run it anew with --anew."),
 ])  # fmt: skip
 def test_without_a_report_it_is_one_line_and_exit_3(
     here: Path, state: str, line: str, capsys: pytest.CaptureFixture[str]
@@ -335,10 +334,23 @@ def test_without_a_report_it_is_one_line_and_exit_3(
     run = make_run(here / "x-1", state)
     lease.append(run, 1, 0, "progress", step=4)
     assert said(capsys, 3, "report", "x") == ([], [line])
-    if state == "completed":
-        for garbage in (b"{", b"[]", b"{}", b'{"estimates": 3, "threshold": 0}', b"\xff"):
-            rundir.write_bytes(run.report_json, garbage)
-            assert said(capsys, 3, "report", "x") == ([], [line])
+
+
+def test_a_report_that_is_gone_damaged_or_of_another_version_is_one_line_and_exit_4(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(here / "x-1", "completed")
+    line = "run=x-1: its report.json is gone or damaged. Restore it, or run it anew with --anew."
+    assert said(capsys, 4, "report", "x") == ([], [line])
+    for garbage in (b"{", b"[]", b"{}", b'{"version": 2, "estimates": 3, "threshold": 0}', b"\xff"):
+        rundir.write_bytes(run.report_json, garbage)
+        assert said(capsys, 4, "report", "x") == ([], [line])
+    rundir.write_json(run.report_json, {"version": 1, "answer": "fine", "estimates": [], "threshold": None})
+    for words in (["report", "x"], ["report", "x", "--json"]):
+        assert said(capsys, 4, *words) == ([], [
+            "run=x-1: its report.json is of version 1, this hpcai reads 2. "
+            "Read it with the hpcai that wrote it, or run it anew with --anew."
+        ])  # fmt: skip
 
 
 def test_report_of_a_sweep_tells_how_its_members_stand(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,7 +370,10 @@ def test_report_of_a_sweep_tells_how_its_members_stand(here: Path, capsys: pytes
     gathered = replace(told[0], member=replace(told[0].member, job="gather", label="gather"))
     rundir.write_bytes(runs[0].report_json, b"{")
     standings.write_results(sweep, [gathered, *told[1:]])
-    assert said(capsys, 0, "report", "grid")[0][-3:-1] == ["gather:", "its report is gone, or damaged."]
+    assert said(capsys, 0, "report", "grid")[0][-3:-1] == [
+        "gather:",
+        "run=x-0: its report.json is gone or damaged. Restore it, or run it anew with --anew.",
+    ]
     assert json.loads("\n".join(said(capsys, 0, "report", "grid", "--json")[0])) == rundir.read_json(file)
     for garbage in (b"{", b"[]", b'{"members": [{}]}', b'{"members": [7]}'):
         file.write_bytes(garbage)

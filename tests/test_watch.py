@@ -132,7 +132,9 @@ def test_the_verdict_is_one_line_and_its_code(
 
 def test_a_good_end_is_good_even_if_a_stop_was_asked_for(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     ended(run, {"event": "end", "code": 0})
-    rundir.write_json(run.report_json, {"answer": "fine", "estimates": [], "threshold": None, "warnings": list("abcdefg")})
+    rundir.write_json(
+        run.report_json, {"version": 2, "answer": "fine", "estimates": [], "threshold": None, "warnings": list("abcdefg")}
+    )
     assert conclude(run, 15) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "fine" and lines[-1] == f"report: {run.report_html}"

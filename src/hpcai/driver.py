@@ -18,7 +18,7 @@ from typing import Protocol
 
 from hpcai import cluster, lease, rundir, runs, standings, submit, watch
 from hpcai.board import Board, Row
-from hpcai.errors import HpcaiError, one_line
+from hpcai.errors import DataError, HpcaiError, one_line
 from hpcai.queue import Entry, Queue, Running, Slots, Source, Starter
 from hpcai.rundir import RunDir
 from hpcai.runs import Sweep
@@ -196,6 +196,6 @@ def show(outcomes: Sequence[Outcome], results: Path) -> None:
         print(f"{one_line(outcome.name, 200)}:")
         try:
             watch.show_answer(outcome.member.dir)
-        except runs.DAMAGED:
-            print("its report is gone, or damaged.")
+        except DataError as e:
+            print(e)
     print(f"results: {watch.shown(results)}")

@@ -60,15 +60,9 @@ class OpenRun:
     def report(self) -> dict[str, Any] | None:
         """The answer with its estimates, as in report.json; None before there is one.
 
-        Raises: PlanError if it is damaged.
+        Raises: DataError if it is damaged, or of another version.
         """
-        try:
-            value: dict[str, Any] = rundir.read_json(self.dir.report_json)
-            return value
-        except FileNotFoundError:
-            return None
-        except DAMAGED as e:
-            raise PlanError(f"{self._shown}: its report.json is damaged. Restore it.") from e
+        return runs.read_report(self.dir) if self.dir.report_json.exists() else None
 
     def metrics(self) -> polars.DataFrame:
         """metrics.jsonl: a line a row. `kind` is train or val; the columns of METRICS first, null where a line has no such key.

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1  # of the run folder's formats; stands in plan.json
+REPORT_VERSION = 2  # of report.json, whose shape report/schema.json gives
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpcai import lease, rundir
-from hpcai.errors import ConfigError, PlanError, near, one_line
+from hpcai.errors import ConfigError, DataError, PlanError, near, one_line
 from hpcai.lease import RunState
 from hpcai.rundir import RunDir
 
@@ -127,6 +127,40 @@ def state_of(run: RunDir) -> RunState:
         return state
     except DAMAGED:
         return RunState("unreadable", message=f"run={one_line(run.path.name, 120)}: its records in lives/ are damaged.")
+
+
+def read_report(run: RunDir) -> dict[str, Any]:
+    """report.json of a run, of the version that this hpcai writes. Its keys: report/schema.json, docs/run-folder.md.
+
+    Raises:
+        DataError: it is gone, damaged, or of another version.
+    """
+    name = f"run={one_line(run.path.name, 120)}"
+    try:
+        value = rundir.read_json(run.report_json)
+        version = value["version"]
+        if version == rundir.REPORT_VERSION and not _is_report(value):
+            raise TypeError
+    except DAMAGED as e:
+        raise DataError(f"{name}: its report.json is gone or damaged. Restore it, or run it anew with --anew.") from e
+    if version != rundir.REPORT_VERSION:
+        told = version if isinstance(version, int) else "another"
+        raise DataError(
+            f"{name}: its report.json is of version {told}, this hpcai reads {rundir.REPORT_VERSION}. "
+            "Read it with the hpcai that wrote it, or run it anew with --anew."
+        )
+    report: dict[str, Any] = value
+    return report
+
+
+def _is_report(value: dict[str, Any]) -> bool:
+    """Whether what most readers need is there; report/schema.json has all of it."""
+    estimates, threshold = value["estimates"], value["threshold"] or {"value": None, "rule": "", "split": ""}
+    numbers = [threshold["value"], *(e[k] for e in estimates for k in ("value", "low", "high"))]
+    texts = [value["answer"], threshold["rule"], threshold["split"], *value["warnings"]]
+    texts += [e[k] for e in estimates for k in ("name", "split")]
+    fits = all(isinstance(value[k], list) for k in ("estimates", "warnings")) and all(isinstance(t, str) for t in texts)
+    return fits and all(x is None or type(x) in (int, float) for x in numbers) and all(type(e["n"]) is int for e in estimates)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import hpcai
-from hpcai import rundir
+from hpcai import rundir, runs
 from hpcai.config.schema import Config
 from hpcai.context import RunContext
 from hpcai.errors import OwnedError, Stopped
@@ -226,7 +226,7 @@ def final_estimates(run: RunDir) -> dict[str, float]:
     if not run.report_json.is_file():
         return {}
     found: dict[str, float] = {}
-    for estimate in rundir.read_json(run.report_json)["estimates"]:
+    for estimate in runs.read_report(run)["estimates"]:
         name = re.sub(r"\W+", "_", estimate["name"], flags=re.ASCII).strip("_")
         ends = {"": estimate["value"], "_low": estimate["low"], "_high": estimate["high"]}
         found |= {f"{estimate['split']}/{name}{end}": v for end, v in ends.items() if v is not None}

@@ -259,7 +259,9 @@ ranked by validation. --json prints report.json, or the sweep's results.json."""
 def report(argv: list[str]) -> int:
     """`hpcai report NAME`; returns the exit code.
 
-    Raises: PlanError if it has not finished, or its report is gone or damaged.
+    Raises:
+        PlanError: it has not finished, or its results.json is gone or damaged.
+        DataError: its report.json is gone, damaged, or of another version.
     """
     options = Words("report", "NAME", REPORT).read(argv, least=1, most=1)
     if options is None:
@@ -269,7 +271,7 @@ def report(argv: list[str]) -> int:
     file = target.path / "results.json" if sweep else target.report_json
     _check_finished(target, file)
     try:
-        value = rundir.read_json(file)
+        value = rundir.read_json(file) if sweep else runs.read_report(target)
         if options.json:
             print(json.dumps(value, indent=1, ensure_ascii=False))
         elif sweep:

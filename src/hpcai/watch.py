@@ -13,12 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from hpcai import lease, submit
+from hpcai import lease, runs, submit
 from hpcai.config.schema import Config
 from hpcai.context import STOP_SIGNALS
 from hpcai.errors import one_line
 from hpcai.plan import JobPlan
-from hpcai.rundir import RunDir, read_json
+from hpcai.rundir import RunDir
 
 POLL_S = 0.1
 
@@ -70,9 +70,9 @@ def conclude(run: RunDir, signum: int | None = None) -> int:
 def show_answer(run: RunDir) -> None:
     """The answer with its interval, what to know before trusting it, and where the report lies."""
     if run.report_json.is_file():
-        report = read_json(run.report_json)
+        report = runs.read_report(run)
         print(answer(report))
-        for warning in report.get("warnings", [])[:5]:
+        for warning in report["warnings"][:5]:
             print(f"note: {warning}")
     print(f"report: {shown(run.report_html)}")
 

@@ -196,6 +196,44 @@ class Predict(Group):
         return self.shards > 1 and self.shard is None and not self.merge
 
 
+class Study(Group):
+    """What only its authors know of a study. The report shows each, and says where one is not stated."""
+
+    question: Text = key("", "the question that the report answers; empty: made from the model, the data and their labels")
+    background: Text = key("", "clinical context: what is done today, and what is known already")
+    intended_use: Text = key("", "for what, by whom and where in care the model is meant to be used")
+    population: Text = key("", "the people that the cases come from")
+    dates: Text = key("", "when the cases were collected")
+    setting: Text = key("", "kind, number and place of the centres")
+    design: Text = key("", "prospective or retrospective; consecutive, random or convenience")
+    exclusions: Text = key("", "who was eligible, and what was left out before the data came here")
+    acquisition: Text = key("", "how the images were taken and stored")
+    deidentification: Text = key("", "how identities were removed")
+    reference_standard: Text = key("", "what the labels stand for, and how they were found")
+    annotators: Text = key("", "who labelled: how many, how qualified, how they settled what they disagreed on")
+    blinding: Text = key("", "what those who labelled did not know")
+    treatments: Text = key("", "treatments received, where they matter")
+    sample_size: Text = key("", "why so many cases")
+    fairness: Text = key("", "known inequalities between groups, and what was done about them")
+    ethics: Text = key("", "approval and consent, or their waiver")
+    funding: Text = key("", "who paid, and what part they had")
+    conflicts: Text = key("", "conflicts of interest")
+    protocol: Text = key("", "where the protocol lies")
+    registration: Text = key("", "register and number")
+    involvement: Text = key("", "part that patients and the public had")
+    limitations: Text = key("", "limits of the study that the numbers do not show")
+    interpretation: Text = key("", "what the result means, beside earlier ones, and what should come next")
+    usability: Text = key("", "what users must know and do, also where an image is poor")
+
+
+class Report(Group):
+    """How the report is read."""
+
+    prevalence: float | None = key(
+        None, "share of positive cases where the model would be used: PPV and NPV are given for it too", gt=0, lt=1
+    )
+
+
 class Resources(Group):
     """What the run asks of the machine, in submitit's words."""
 
@@ -290,6 +328,8 @@ class Config(Group):
     model: Model = key(Model(), "the network")
     trainer: Trainer = key(Trainer(), "the loop")
     predict: Predict = key(Predict(), "how job=predict shares its cases among runs")
+    study: Study = key(Study(), "what only its authors know of the study, for the report", changes_result=False)
+    report: Report = key(Report(), "how the report is read", changes_result=False)
     resources: Resources = key(Resources(), "what the run asks of the machine", changes_result=False)
     cluster: Cluster = key(..., "the machine", changes_result=False)
     sweep: Many = key(Many(), "how many runs of one command share a machine", changes_result=False)

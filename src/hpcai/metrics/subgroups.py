@@ -7,16 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpcai.metrics.binary import auc_estimate, share
 from hpcai.metrics.classification import Threshold, macro_auc, predicted
 from hpcai.metrics.estimate import Estimate
-from hpcai.metrics.groups import UNKNOWN, Column, columns, grouped, shown, sizes
-from hpcai.metrics.rows import Ints, Rows
+from hpcai.metrics.groups import LEAST, UNKNOWN, Column, columns, grouped, shown, sizes
+from hpcai.metrics.rows import Floats, Ints, Rows
 from hpcai.metrics.sample import sample_of
 from hpcai.metrics.table import CaseTable
 
 Json = dict[str, Any]
+Places = NDArray[np.intp]
 
 
 def subgroups(rows: Rows, table: CaseTable, split: str, threshold: Threshold | None) -> list[Json]:
@@ -57,43 +59,44 @@ def _estimates(part: Rows, called: Ints, split: str) -> list[Estimate]:
 
 
 def characteristics(table: CaseTable, labels: Sequence[str]) -> list[Json]:
-    """Who the cases of each split are: their class, columns and sizes, with what is missing; small levels are only counted."""
+    """Who the cases of each split are: their class, columns and sizes, with what is missing.
+
+    Of a text the levels that some split may tell; null in a split where they are few, and the others only counted (`hidden`).
+    """
     classes = [None if k < 0 or k >= len(labels) else labels[k] for k in table.label.tolist()]
+    parts = {split: np.flatnonzero([s == split for s in table.split]) for split in dict.fromkeys(table.split)}
     found = []
-    for column in (Column("class", classes, None), *columns(table)):
-        splits = {}
-        for split in dict.fromkeys(table.split):
-            keep = np.array([s == split for s in table.split])
-            splits[split] = _described(column, keep, table)
-        found.append({"name": column.name, "kind": column.kind, "splits": splits})
+    for column in (Column("label", classes, None), *columns(table)):
+        told = _levels(column, parts, table) if column.number is None else _quantities(column.number, parts, table)
+        found.append({"name": column.name, "kind": column.kind, "splits": told})
     return found
 
 
-def _described(column: Column, keep: Any, table: CaseTable) -> Json:
-    part = table.where(keep)
-    if column.number is not None:
-        known = column.number[keep]
-        missing = int(np.isnan(known).sum())
-        known = known[~np.isnan(known)]
-        people = len(known) if part.patient is None else len(set(part.patient))
-        if len(known) < 10 or people < 10:
-            return {
-                "n": len(part.case),
-                "missing": missing,
-                "mean": None,
-                "sd": None,
-                "median": None,
-                "low": None,
-                "high": None,
-            }
-        low, median, high = np.quantile(known, [0.25, 0.5, 0.75])  # quartiles: the extremes can name somebody
-        return {
-            "n": len(part.case), "missing": missing, "mean": float(known.mean()), "sd": float(known.std(ddof=1)),
-            "median": float(median), "low": float(low), "high": float(high),
-        }  # fmt: skip
-    text = [value for value, k in zip(column.text, keep) if k]
-    names = [UNKNOWN if value is None else value for value in text]
-    told = shown(sizes(names, part.patient)) if column.name != "class" else list(dict.fromkeys(names))
-    levels = sorted(set(names) - {UNKNOWN})
-    counts = {name: names.count(name) for name in levels if name in told}
-    return {"n": len(text), "missing": text.count(None), "levels": counts, "hidden": len(levels) - len(counts)}
+def _levels(column: Column, parts: dict[str, Places], table: CaseTable) -> Json:
+    names = {split: [column.text[i] for i in part] for split, part in parts.items()}
+    if column.name == "label":
+        may = {split: set(texts) for split, texts in names.items()}
+    else:
+        size = {split: sizes([UNKNOWN if t is None else t for t in texts], table.take(parts[split].tolist()).patient)
+                for split, texts in names.items()}  # fmt: skip
+        may = {split: set(shown(each)) for split, each in size.items()}
+    some = sorted({name for each in may.values() for name in each if name is not None} - {UNKNOWN})
+    found = {}
+    for split, texts in names.items():
+        there = set(texts) - {None}
+        levels = {name: texts.count(name) if name in may[split] or name not in there else None for name in some}
+        found[split] = {"n": len(texts), "missing": texts.count(None), "levels": levels, "hidden": len(there - set(some))}
+    return found
+
+
+def _quantities(number: Floats, parts: dict[str, Places], table: CaseTable) -> Json:
+    found = {}
+    for split, part in parts.items():
+        known = number[part][~np.isnan(number[part])]
+        people = sizes(["known"] * len(known), table.take(part[~np.isnan(number[part])].tolist()).patient).get("known", 0)
+        told: Json = dict.fromkeys(("mean", "sd", "median", "low", "high"))
+        if people >= LEAST:
+            low, median, high = map(float, np.quantile(known, [0.25, 0.5, 0.75]))  # the extremes can name somebody
+            told = {"mean": float(known.mean()), "sd": float(known.std(ddof=1)), "median": median, "low": low, "high": high}
+        found[split] = {"n": len(part), "missing": len(part) - len(known)} | told
+    return found

@@ -64,6 +64,35 @@ def roc_chart(curves: list[Curve], points: list[tuple[float, float] | None]) -> 
     return _svg(figure, "roc", "ROC curve: sensitivity against 1 minus specificity")
 
 
+def precision_recall_chart(curves: list[Curve], points: list[tuple[float, float] | None], share: float | None) -> str:
+    """Precision against recall; the operating point of each curve is a dot. `share` of positive cases: what chance gives."""
+    figure, axes = _figure("sensitivity (recall)", "PPV (precision)", size=(4.4, 4.0))
+    if share is not None:
+        axes.axhline(share, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
+    for k in reversed(range(len(curves))):
+        axes.plot(*curves[k], color=SERIES[k], linewidth=1.8 if k == 0 else 1.2)
+        if (point := points[k]) is not None:
+            axes.plot(*point, "o", color=SERIES[k], markersize=7)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    return _svg(figure, "precision-recall", "Precision against recall")
+
+
+def calibration_chart(bins: dict[str, Floats], curve: dict[str, Floats], series: int) -> str:
+    """Share of positive cases against score: bins with their intervals, the smooth curve with its band, the diagonal.
+
+    `bins`: mean, rate, rate_low, rate_high; `curve`: score, rate, low, high; all in [0, 1].
+    """
+    figure, axes = _figure("score", "share of positive cases", size=(4.4, 4.0))
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
+    color = SERIES[series]
+    axes.fill_between(curve["score"], curve["low"], curve["high"], color=color, alpha=0.18, linewidth=0)
+    axes.plot(curve["score"], curve["rate"], color=color, linewidth=1.6)
+    axes.vlines(bins["mean"], bins["rate_low"], bins["rate_high"], color=INK, linewidth=1.1)
+    axes.plot(bins["mean"], bins["rate"], "o", color=INK, markersize=4.5)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    return _svg(figure, "calibration", "Calibration: share of positive cases against score")
+
+
 def histogram_chart(score: Floats, threshold: float | None, name: str) -> str:
     """How many cases have which score, in twenty bins of [0, 1]."""
     figure, axes = _figure(name, "cases")

@@ -40,7 +40,8 @@ def _calibration(folder: Folder) -> Json:
     for split, rows in folder.labelled.items():
         if rows.classes == 2 and len(np.unique(rows.label)) == 2:
             sample = sample_of(rows, rows.label, split)
-            found[split] = {"bins": bins(sample.label, sample.score), "curve": curve(sample.label, sample.score, sample.units)}
+            smooth = curve(sample.label, sample.score, sample.units) or {k: [] for k in ("score", "rate", "low", "high")}
+            found[split] = {"bins": bins(sample.label, sample.score), "curve": smooth}
     return found
 
 
@@ -50,7 +51,8 @@ def _shortcut(folder: Folder, split: str) -> Json | None:
     if found is None:
         return None
     note = "a logistic model on these columns, fitted on the training cases"
-    return asdict(found) | {"note": note}
+    told = asdict(found) | {"note": note}
+    return told | {"difference": {key: told["difference"][key] for key in ("value", "low", "high", "method")}}
 
 
 def _shift(folder: Folder) -> Json | None:
@@ -63,18 +65,18 @@ def _shift(folder: Folder) -> Json | None:
     return {
         "first": "val",
         "second": "test",
-        "prevalence": [_tested(t, folder) for t in found.prevalence],
+        "prevalence": [_shares(t, folder) for t in found.prevalence],
         "score": {"statistic": score.statistic, "p": min(1.0, score.p * len(found.score)), "method": score.method},
-        "within": [_tested(t, folder) for t in found.within],
+        "within": [{"class": folder.labels[t.k], "p": t.p, "method": t.method} for t in found.within],
         "label_shift": {"rejected": "rejected" in found.verdict and "not" not in found.verdict, "p": found.label_shift_p},
         "verdict": found.verdict,
         "sentence": sentence(found, folder),
     }
 
 
-def _tested(t: Tested, folder: Folder) -> Json:
-    shares = {} if t.first is None or t.second is None else {"first": list(t.first), "second": list(t.second)}
-    return {"class": folder.labels[t.k], "p": t.p, "statistic": t.statistic, "method": t.method} | shares
+def _shares(t: Tested, folder: Folder) -> Json:
+    (k1, n1), (k2, n2) = t.first or (0, 1), t.second or (0, 1)
+    return {"class": folder.labels[t.k], "first": k1 / n1, "second": k2 / n2, "p": t.p, "method": t.method}
 
 
 def sentence(found: Shift, folder: Folder) -> str:

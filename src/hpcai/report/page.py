@@ -1,162 +1,166 @@
-"""report.json and curves -> report.html: one file, no script, no request; every text escaped by Jinja2."""
+"""report.json and curves -> report.html: one file, no script, no request; every text escaped by Jinja2.
+
+The page is report.html.j2, its sections parts/*.html.j2, its look report.css. figures.py draws, tables.py sets the tables.
+"""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from hpcai.metrics.classification import predicted, roc
-from hpcai.report import charts, used
+from hpcai.report import tables, used
+from hpcai.report.checklists import checklists
+from hpcai.report.figures import figures
 from hpcai.report.folder import Folder, Json
-from hpcai.report.words import duration, moment, named, number, percent, place, signed, size
+from hpcai.report.words import chance, decimal, duration, figure, moment, named, number, percent, place, signed, size
 
 HERE = Path(__file__).parent
-MATRIX = 20  # classes up to which the matrix is drawn; report.json has it at any size
+FIRST = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "balanced_accuracy")  # beside the answer, at most four
+USE = "Research use. Not a medical device."
+STUDY = {  # headings of what the authors state, in the order of the page
+    "background": "Background",
+    "intended_use": "Intended use",
+    "population": "Population",
+    "dates": "Dates",
+    "setting": "Setting",
+    "design": "Design",
+    "exclusions": "Eligibility and exclusions",
+    "acquisition": "Images",
+    "deidentification": "De-identification",
+    "reference_standard": "Reference standard",
+    "annotators": "Annotators",
+    "blinding": "Blinding",
+    "treatments": "Treatments",
+    "sample_size": "Sample size",
+    "fairness": "Fairness",
+    "limitations": "Limitations",
+    "interpretation": "Interpretation",
+    "usability": "In use",
+    "ethics": "Ethics",
+    "funding": "Funding",
+    "conflicts": "Conflicts of interest",
+    "protocol": "Protocol",
+    "registration": "Registration",
+    "involvement": "Patients and public",
+}
 
 
-def render(folder: Folder, report: Json) -> str:
-    """The page of `report`."""
-    import jinja2
+def render(folder: Folder, report: Json, *, seal: str = "", mark: str = "") -> str:
+    """The page of `report`. `seal` stands on each page of it, as does `mark`: a sentence on who may see it."""
     from markupsafe import Markup
 
+    drawn = [f | {"svg": Markup(f["svg"])} for f in figures(folder, report)]
+    shown: Json = {
+        "report": report,
+        "figures": drawn,
+        "numbers": {name: tables.numbers(report, name) for name in ("discrimination", "operating", "calibration")},
+        "matrices": tables.matrices(report),
+        "shares": tables.shares(report),
+        "called": tables.called(folder, report),
+        "characteristics": tables.characteristics(report),
+        "subgroups": tables.subgroups(report),
+        "study": [(heading, report["study"][key]) for key, heading in STUDY.items() if key in report["study"]],
+        "beside": _beside(report),
+        "facts": _facts(report),
+        "config_text": folder.config_text,
+    }
+    sections = _sections(report, shown)
+    css = (HERE / "report.css").read_text(encoding="utf-8") + _running(seal, mark)
+    html = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **shown,
+            css=Markup(css),
+            use=USE,
+            seal=seal,
+            mark=mark,
+            sections=sections,
+            lists=checklists(report, sections),
+            name_of=lambda estimate: named(estimate, report["labels"]),
+        )
+    )
+    return str(html)
+
+
+def _environment() -> Any:
+    """Jinja2 with the words of hpcai as filters; strict about names, autoescaped in every part."""
+    import jinja2
+
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader([HERE, HERE / "parts"]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    lows = [e["low"] for e in report["estimates"] if e["low"] is not None]
-    floor = min(0.9, math.floor(10 * min(lows, default=0)) / 10)  # where the drawn intervals begin
-    environment.filters |= {"number": number, "percent": percent, "size": size, "place": place, "signed": signed}
-    environment.filters["along"] = lambda x: f"{(x - floor) / (1 - floor):.4f}"
-    return environment.get_template("report.html.j2").render(
-        css=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        report=report,
-        facts=_facts(report),
-        floor=f"{floor:g}",
-        name_of=lambda estimate: named(estimate, report["labels"]),
-        figures=[f | {"svg": Markup(f["svg"])} for f in _figures(folder, report)],
-        matrices=_matrices(report),
-        called=_called(folder, report),
-        config_text=folder.config_text,
-    )
+    environment.filters |= {
+        "number": number,
+        "decimal": decimal,
+        "percent": percent,
+        "size": size,
+        "place": place,
+        "signed": signed,
+        "chance": chance,
+        "count": "{:,}".format,
+        "whisker": tables.whisker,
+        "interval": tables.interval,
+        "figure": lambda estimate: figure(estimate["name"], estimate["value"]),
+        "ends": lambda estimate: f"{figure(estimate['name'], estimate['low'])} to {figure(estimate['name'], estimate['high'])}",
+        "shown": figure,
+        "one": tables.one,
+    }
+    return environment
 
 
-def _figures(folder: Folder, report: Json) -> list[Json]:
-    """Each chart with its title, its key (color, text), its section of the page and perhaps a note."""
-    if folder.job == "predict":
-        return _histogram(folder)
-    return [*_learning(folder), *_roc(folder, report)]
+def _sections(report: Json, shown: Json) -> dict[str, str]:
+    """The heading of each section that this page has, by its anchor, in their order."""
+    drawn = {f["section"] for f in shown["figures"]}
+    found = {
+        "top": ("First page", True),
+        "warnings": ("Warnings", bool(report["warnings"])),
+        "flow": ("Cases", bool(report["splits"])),
+        "study": ("As its authors state it", bool(shown["study"])),
+        "characteristics": ("Characteristics", shown["characteristics"] is not None),
+        "scores": ("Scores", "scores" in drawn),
+        "called": ("Classes given", bool(shown["called"])),
+        "discrimination": ("Discrimination", shown["numbers"]["discrimination"] is not None),
+        "operating": ("Operating point", bool(shown["matrices"] or shown["numbers"]["operating"] or report["confusion"])),
+        "calibration": ("Calibration", bool("calibration" in drawn or shown["numbers"]["calibration"])),
+        "subgroups": ("Subgroups", shown["subgroups"] is not None),
+        "shortcut": ("A model without the image", report["shortcut"] is not None),
+        "shift": ("Validation beside test", report["shift"] is not None),
+        "mistakes": ("Mistakes", "mistakes" in report),
+        "together": ("What the mean gained", "together" in report),
+        "folds": ("The folds", bool(report.get("folds"))),
+        "learning": ("How it learnt", "learning" in drawn),
+        "cost": ("What it used", True),
+        "provenance": ("Where it comes from", True),
+        "packages": ("Packages and licences", bool(report["provenance"]["packages"])),
+        "checklists": ("Reporting checklists", True),
+    }
+    return {name: heading for name, (heading, there) in found.items() if there}
 
 
-def _learning(folder: Folder) -> list[Json]:
-    train = [m for m in folder.metrics if m.get("kind") == "train" and m.get("loss") is not None]
-    val = [m for m in folder.metrics if m.get("kind") == "val"]
-    if not train and not val:
+def _beside(report: Json) -> list[Json]:
+    """The estimates that stand beside the answer: of its split, defined, over all classes."""
+    if not report["estimates"]:
         return []
-    losses = [m for m in val if m.get("loss") is not None]
-    key: list[tuple[int | str, str]] = [(0, "training"), (1, "validation")]
-    svg = charts.loss_chart(_curve(train, "loss"), _curve(losses, "loss"))
-    found: list[Json] = [{"title": "Loss", "section": "learning", "key": key, "svg": svg}]
-    scored = [m for m in val if None not in (m.get("auc"), m.get("low"), m.get("high"))]
-    if scored:
-        best = next((i for i in reversed(range(len(scored))) if scored[i].get("best")), None)
-        name = "AUC" if len(folder.labels) == 2 else "macro AUC"
-        marks: list[tuple[int | str, str]] = [
-            (1, "validation, with its 95 % band"),
-            ("ring", "weights that were kept"),
-        ]
-        value, low, high = (_curve(scored, k) for k in ("auc", "low", "high"))
-        svg = charts.score_chart(value, low, high, best, name)
-        key = marks[: 1 if best is None else 2]
-        found.append({"title": f"Validation {name}", "section": "learning", "key": key, "svg": svg})
-    return found
+    first = report["estimates"][0]
+    mine = {e["name"]: e for e in report["estimates"][1:] if e["split"] == first["split"] and e["value"] is not None}
+    return [mine[name] for name in FIRST if name in mine][:4]
 
 
-def _curve(lines: list[Json], key: str) -> charts.Curve:
-    return np.array([float(m["step"]) for m in lines]), np.array([float(m[key]) for m in lines])
+def _running(seal: str, mark: str) -> str:
+    """CSS of what stands on each printed page. Where a browser does not know it, the same stands at the end of the page."""
+    lines = {"bottom-left": f"{mark} {USE}".strip(), "bottom-center": f"seal {seal[:16]}" if seal else ""}
+    boxes = "".join(f"@{place} {{ content: {_css_text(text)}; }} " for place, text in lines.items() if text)
+    return f"@page {{ {boxes}}}\n"
 
 
-Line = tuple[charts.Curve, tuple[float, float] | None, str]  # curve, operating point, text of the key
-
-
-def _roc(folder: Folder, report: Json) -> list[Json]:
-    two = len(folder.labels) == 2
-    lines = (_roc_splits(folder, report) if two else _roc_classes(folder))[: len(charts.SERIES)]
-    if not lines:
-        return []
-    svg = charts.roc_chart([curve for curve, _, _ in lines], [point for _, point, _ in lines])
-    key = [(i, text) for i, (_, _, text) in enumerate(lines)]
-    first, shown = place(next(iter(folder.labelled))), f"{len(lines)} of {len(folder.labels)} classes"
-    note = "A dot is an operating point." if two else f"Each class against the rest, {first} split; {shown}."
-    return [{"title": "ROC curve", "section": "roc", "key": key, "svg": svg, "note": note}]
-
-
-def _roc_splits(folder: Folder, report: Json) -> list[Line]:
-    """Two classes: a curve a split, where both occur."""
-    value = {(e["split"], e["name"]): e["value"] for e in report["estimates"]}
-    return [
-        (
-            roc(rows.label == 1, rows.scores[:, 1]),
-            (1 - value[split, "specificity"], value[split, "sensitivity"]),
-            f"{place(split)}, AUC {number(value[split, 'auc'])}",
-        )
-        for split, rows in folder.labelled.items()
-        if value[split, "auc"] is not None
-    ]
-
-
-def _roc_classes(folder: Folder) -> list[Line]:
-    """More classes: one curve a class that occurs, of the first split."""
-    return [
-        (roc(rows.label == k, rows.scores[:, k]), None, folder.labels[k])
-        for rows in list(folder.labelled.values())[:1]
-        for k in range(rows.classes)
-        if 0 < (rows.label == k).sum() < len(rows.label)
-    ]
-
-
-def _histogram(folder: Folder) -> list[Json]:
-    found = []
-    for rows in folder.rows.values():
-        two = rows.classes == 2
-        score = rows.scores[:, 1] if two else rows.scores.max(1)
-        threshold = folder.threshold.value if folder.threshold and two else None
-        svg = charts.histogram_chart(score, threshold, "score" if two else "highest score")
-        title = f"Score of {folder.labels[1]}" if two else "Highest score of a case"
-        key = [("dash", f"threshold {number(threshold)}")] if threshold is not None else []
-        found.append({"title": title, "section": "scores", "key": key, "svg": svg})
-    return found
-
-
-def _matrices(report: Json) -> list[Json]:
-    """For each split the rows of its matrix: label, total and (count, share of the row) a class."""
-    if len(report["labels"]) > MATRIX:
-        return []
-    found = []
-    for split, matrix in report["confusion"].items():
-        rows = [
-            {
-                "label": label,
-                "n": sum(counts),
-                "cells": [(c, c / sum(counts) if any(counts) else 0.0) for c in counts],
-            }
-            for label, counts in zip(report["labels"], matrix, strict=True)
-        ]
-        found.append({"split": split, "rows": rows})
-    return found
-
-
-def _called(folder: Folder, report: Json) -> list[tuple[str, int, float]]:
-    """predict: how many cases each class was given, and their share."""
-    if folder.job != "predict" or not folder.rows:
-        return []
-    count = sum(np.bincount(predicted(r, folder.threshold), minlength=r.classes) for r in folder.rows.values())
-    total = int(np.sum(count))
-    return [(label, int(n), int(n) / total) for label, n in zip(report["labels"], np.atleast_1d(count))]
+def _css_text(text: str) -> str:
+    """A CSS string of which each character but letters and digits is written by its number: it can end nothing."""
+    return '"' + "".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):x} " for c in text) + '"'
 
 
 def _where(cost: Json) -> str:

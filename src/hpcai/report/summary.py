@@ -17,27 +17,31 @@ from hpcai.report.folder import Folder, Json
 from hpcai.report.measured import measured
 from hpcai.report.used import used
 from hpcai.report.words import named, number, place, signed
-from hpcai.rundir import VERSION
+from hpcai.rundir import REPORT_VERSION
 
 
 def summarize(folder: Folder) -> Json:
-    """report.json, with every number in full. Its keys are described in docs/run-folder.md."""
-    found = measured(folder)
+    """report.json, with every number in full. Its shape: schema.json; its keys in words: docs/run-folder.md."""
+    blocks = measured(folder)
+    splits = _splits(folder)
     report: Json = {
-        "version": VERSION,
+        "version": REPORT_VERSION,
         "run_id": folder.run_id,
         "name": folder.config.get("name", folder.run_id),
         "job": folder.job,
         "question": _question(folder),
         "answer": "",
-        **found,
+        **blocks,
+        "prevalence": (folder.config.get("report") or {}).get("prevalence"),
         "threshold": asdict(folder.threshold) if folder.threshold else None,
         "labels": folder.labels,
         "confusion": {s: confusion(rows, folder.threshold).tolist() for s, rows in folder.labelled.items()},
-        "splits": _splits(folder),
+        "splits": splits,
+        "flow": _flow(folder, splits),
         "duplicates": folder.split.get("duplicates", {}),
         "failed": folder.failed,
-        "warnings": cautions(folder, found),
+        "warnings": cautions(folder, blocks),
+        "study": _study(folder),
         "cost": _cost(folder),
         "provenance": _provenance(folder),
     }
@@ -48,7 +52,23 @@ def summarize(folder: Folder) -> Json:
     return report | {"answer": _answer(folder, report)}
 
 
+def _study(folder: Folder) -> dict[str, str]:
+    """What its authors state of the study: the keys of the group `study` that hold a text, in their order."""
+    return {str(key): str(text) for key, text in (folder.config.get("study") or {}).items() if text}
+
+
+def _flow(folder: Folder, splits: Json) -> Json:
+    """How many cases were found, what was left out of them and why, and how many of each split have a score."""
+    excluded = [{"why": "could not be read", "n": folder.failed}] if folder.failed else []
+    kept = sum(split["cases"] for split in splits.values())
+    scored = {split: len(rows.case) for split, rows in folder.rows.items()}
+    by = str(folder.split["by"]) if "by" in folder.split else None
+    return {"found": kept + folder.failed, "excluded": excluded, "by": by, "scored": scored}
+
+
 def _question(folder: Folder) -> str:
+    if stated := _study(folder).get("question"):
+        return stated
     model, data = folder.config.get("model", {}), folder.config.get("data", {})
     what, labels = data.get("name") or "the given data", folder.labels
     apart = f"{labels[1]} from {labels[0]}" if len(labels) == 2 else f"{len(labels)} classes apart"
@@ -75,8 +95,8 @@ def _answer(folder: Folder, report: Json) -> str:
     name = named(first, folder.labels)
     if first["value"] is None:
         return f"{name} on {first['n']:,} {place(first['split'])} cases is {first['method']}."
-    interval = f"95 % interval {number(first['low'])} to {number(first['high'])}"
-    return f"{name} {number(first['value'])} ({interval}) on {first['n']:,} {place(first['split'])} cases.{_gained(report)}"
+    interval = "" if first["low"] is None else f" (95 % interval {number(first['low'])} to {number(first['high'])})"
+    return f"{name} {number(first['value'])}{interval} on {first['n']:,} {place(first['split'])} cases.{_gained(report)}"
 
 
 def _gained(report: Json) -> str:
