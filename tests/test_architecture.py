@@ -22,7 +22,7 @@ LIGHT = [
     "errors",
     "config rundir output arguments",
     "lease inputs journal scheduler preflight",
-    "redaction",
+    "redaction ledger seal",
     "context cluster limits runs search",
     "plan queued meter provenance",
     "worker experiments script requeue proposal",
@@ -47,7 +47,7 @@ HEAVY = [
     "training cases tracking",
     "trained",
     "infer report notebook",
-    "jobs testing",
+    "jobs testing comparison verification",
 ]
 HEAVY_PACKAGES = {
     "torch", "numpy", "monai", "mpi4py", "PIL", "matplotlib", "safetensors", "sklearn", "scipy", "pydicom", "nibabel", "jinja2",

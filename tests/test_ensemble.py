@@ -150,13 +150,13 @@ def brute(members: list[Rows], of: Callable[[np.ndarray, list[np.ndarray]], floa
 
 def test_the_gain_s_interval_is_the_paired_bootstrap_written_out() -> None:
     members = [simulated(seed) for seed in range(3)]
-    draws = np.random.Generator(np.random.PCG64(0)).integers(60, size=(1000, 60))
+    draws = np.random.Generator(np.random.PCG64(0)).integers(60, size=(2000, 60))
     over_mean, over_best = gains(members, "test", best=1)
     for gain, of in ((over_mean, lambda i, own: float(np.mean(own))), (over_best, lambda i, own: float(own[1]))):
         low, high = np.quantile(brute(members, of, draws), [0.025, 0.975])
         assert (gain.low, gain.high) == pytest.approx((low, high), abs=1e-12)
         assert gain.value == pytest.approx(brute(members, of, np.arange(60)[None])[0], abs=1e-12)
-        assert (gain.name, gain.n, gain.split) == ("auc", 60, "test") and "1000 resamples of cases" in gain.method
+        assert (gain.name, gain.n, gain.split) == ("auc", 60, "test") and "2000 resamples of cases" in gain.method
     assert (over_mean.over, over_best.over) == ("mean", "best")
 
 
@@ -164,7 +164,7 @@ def test_patients_are_drawn_whole_where_they_repeat() -> None:
     members = [simulated(seed, patients=True) for seed in range(2)]
     patients = sorted({p for p in members[0].patient or []})
     cases = {p: [i for i, q in enumerate(members[0].patient or []) if q == p] for p in patients}
-    drawn = np.random.Generator(np.random.PCG64(0)).integers(20, size=(1000, 20))
+    drawn = np.random.Generator(np.random.PCG64(0)).integers(20, size=(2000, 20))
     draws = np.array([[i for k in row for i in cases[patients[k]]] for row in drawn])
     (gain,) = gains(members, "test", best=None)
     low, high = np.quantile(brute(members, lambda i, own: float(np.mean(own)), draws), [0.025, 0.975])

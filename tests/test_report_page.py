@@ -28,6 +28,7 @@ from hpcai.report.page import STUDY, render
 from hpcai.report.tables import characteristics, numbers
 from hpcai.report.words import chance, decimal, figure, named
 from hpcai.rundir import RunDir
+from hpcai.seal import seal_of
 
 STATED = {name: f"What is stated of {name}." for name in Study.model_fields}
 LONG, RTL, EMOJI = "W" * 400, "\u05e9\u05dc\u05d5\u05dd \u202e x", "\U0001fac1\U0001f469\u200d\u2695"
@@ -267,8 +268,9 @@ def test_a_text_of_the_users_stays_text_wherever_it_stands(tmp_path: Path, measu
 
 
 def test_the_bytes_do_not_change_from_one_rendering_to_the_next(full: RunDir) -> None:
-    folder, report = read_folder(full), check_report(full)
-    assert render(folder, report) == render(folder, json.loads(json.dumps(report))) == full.report_html.read_text("utf-8")
+    folder, report, sealed = read_folder(full), check_report(full), seal_of(full.manifest.read_bytes())
+    again = render(folder, json.loads(json.dumps(report)), seal=sealed)
+    assert render(folder, report, seal=sealed) == again == full.report_html.read_text("utf-8")
 
 
 def test_the_page_with_all_blocks_is_one_light_file(full: RunDir) -> None:

@@ -38,6 +38,11 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "cancel": ("NAME ... [--no-wait]: stop them, with checkpoints", _main("cancellation")),
     "resume": ("NAME [--no-wait]: go on with a run or a sweep", _main("verbs", "resume")),
     "report": ("NAME: the answer of a finished run", _main("verbs", "report")),
+    "compare": (
+        "RUN RUN ... [--margin auc:0.01] [--gate auc:0.01]: differences on the same cases, paired",
+        _main("comparison"),
+    ),
+    "verify": ("RUN [--seal X]: every digest again; names what was changed", _main("verification")),
     "usage": ("[--since 7d]: node-hours by account and experiment, useful against lost", _main("usage")),
     "support": ("NAME [-o FILE.tar.gz]: what a help desk needs of a run, without rows or weights", _main("support")),
     "cluster": ("check NAME|FILE, or probe [-o FILE]: what is known of a machine, and from where", _main("clusterfile")),

@@ -244,6 +244,15 @@ def decisive(config: Config) -> dict[str, Any]:
     return parts
 
 
+def flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested groups."""
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from flat(inner, f"{prefix}{key}.")
+        else:
+            yield prefix + key, inner
+
+
 def _identity(group: BaseModel) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, info in type(group).model_fields.items():

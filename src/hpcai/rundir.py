@@ -13,7 +13,9 @@
       rows/<split>.rank<r>.jsonl  failed.rank<r>.jsonl         one row a case
       together.json                                            the runs of an ensemble, and what it gained
       use.rank<r>.json                                         what each rank used: CPU, memory, GPU
+      ledger.json                                              how often its test split was scored before
       report.json  report.html                                 the answer
+      manifest.json                                            the digest of every file: what the seal is over
       proposal.json                                            what whole runs will take (`hpcai try`)
       tracking.json  tensorboard/                              rank 0, where trackers are asked for
 
@@ -136,6 +138,16 @@ class RunDir:
     def report_html(self) -> Path:
         """The answer, for people."""
         return self.path / "report.html"
+
+    @property
+    def ledger(self) -> Path:
+        """How often, and by how many configs, the split that was judged had been scored when the report was written."""
+        return self.path / "ledger.json"
+
+    @property
+    def manifest(self) -> Path:
+        """Bytes and sha256 of every file (see seal.py)."""
+        return self.path / "manifest.json"
 
     @property
     def proposal(self) -> Path:

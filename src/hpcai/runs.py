@@ -103,15 +103,16 @@ def run_folders(runs_dir: Path) -> list[RunDir]:
 
 def is_run(folder: Path) -> bool:
     """Whether it is the folder of a run that was prepared."""
-    return _is_file(folder / "plan.json")
+    return is_file(folder / "plan.json")
 
 
 def is_sweep(folder: Path) -> bool:
     """Whether it is the folder of a sweep."""
-    return _is_file(folder / "members.json")
+    return is_file(folder / "members.json")
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether it is a file; a path that no file system can hold is none."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, or with a null: pathlib's own raises

@@ -86,7 +86,7 @@ def logs(argv: list[str]) -> int:
     if options is None:
         return 0
     (run,) = found(options.names, options.runs_dir)
-    _refuse_sweep(run)
+    refuse_sweep(run)
     _check_rank(run, options.rank)
     rank = options.rank
     say: Callable[[str], None] = _say_json(rank) if options.json else lambda line: print(line, flush=True)
@@ -133,7 +133,7 @@ def _follow(run: RunDir, rank: int, say: Callable[[str], None]) -> None:
                 say(torn)
 
 
-def _refuse_sweep(target: RunDir) -> None:
+def refuse_sweep(target: RunDir) -> None:
     """Raises: ConfigError for a sweep, with its members' names."""
     if runs.is_sweep(target.path):
         names = [one_line(member.path.name, 80) for member in members_of(target.path)]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hpcai
-from hpcai import cluster, lease, meter, provenance, rundir, scheduler
+from hpcai import cluster, lease, meter, provenance, rundir, scheduler, seal
 from hpcai.context import Ranks, RunContext, Stop, current_job, read_ranks, this_start
 from hpcai.errors import HpcaiError, OwnedError, PlanError, RunError, one_line
 from hpcai.output import steady
@@ -95,7 +95,7 @@ def _run_job(plan: JobPlan, context: RunContext) -> int:
             end["collateral"] = context.ranks.world_size > 1 and isinstance(e, RuntimeError)
     meter.settle()
     try:
-        context.note("end", **end)
+        context.note("end", **seal.last_words(context.dir, context.life, context.ranks.rank, end))
     except OSError as e:
         print(f"run={plan.run_id}: its end could not be recorded ({e.strerror}).", file=sys.stderr)
         return int(str(end["code"])) or RunError.code

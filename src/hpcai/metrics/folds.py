@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hpcai import rundir
 from hpcai.errors import DataError, PlanError, RunError
 from hpcai.metrics.classification import Threshold, predicted
 from hpcai.metrics.rows import rows_then
-from hpcai.plan import decisive, read_config
+from hpcai.plan import decisive, flat, read_config
 from hpcai.rundir import RunDir
 
 Json = dict[str, Any]
@@ -47,9 +46,9 @@ def check_alike(runs: list[RunDir], gather: RunDir) -> None:
 
     Raises: PlanError, DataError.
     """
-    first, same = runs[0], dict(_flat(decisive(read_config(runs[0]))))
+    first, same = runs[0], dict(flat(decisive(read_config(runs[0]))))
     for run in runs[1:]:
-        other = dict(_flat(decisive(read_config(run))))
+        other = dict(flat(decisive(read_config(run))))
         keys = [key for key in same | other if key != "data.split.fold" and same.get(key) != other.get(key)]
         if keys:
             raise PlanError(f"from_run={first.path.name},{run.path.name}: differ in {', '.join(keys[:5])}. "
@@ -60,15 +59,6 @@ def check_alike(runs: list[RunDir], gather: RunDir) -> None:
             raise DataError(f"from_run={first.path.name},{run.path.name}: were trained on different data. Train one anew.")
     if digests[gather.path] != digests[first.path]:
         raise DataError(f"data: are not those that {first.path.name} was trained on. Give the same data.path.")
-
-
-def _flat(value: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested groups."""
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{prefix}{key}.")
-        else:
-            yield prefix + key, inner
 
 
 def read(run: RunDir, file: Path) -> Json:

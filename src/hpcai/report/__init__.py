@@ -1,27 +1,44 @@
-"""From a run folder to its answer.   files of the run -> report.json (for programs), report.html (for people)
+"""From a run folder to its answer.   files of the run -> report.json (for programs) -> the seal -> report.html (for people)
 
 Reads files of the folder only, and no clock: the same files give the same bytes. Never shows the id of a case or patient.
 """
 
 from __future__ import annotations
 
-from hpcai import meter
-from hpcai.rundir import RunDir, write_bytes, write_json
+from dataclasses import replace
+
+from hpcai import ledger, meter, seal
+from hpcai.rundir import RunDir, read_json, write_bytes, write_json
 
 
 def write_report(run: RunDir) -> None:
-    """Writes report.json and report.html of `run`; what the folder lacks is left out of them.
+    """Writes what the ledger says (not of predictions), report.json, manifest.json and, with the seal on it, report.html.
+
+    What the folder lacks is left out of them. All that the seal covers must have been written before.
+
+    Raises:
+        RunError: a file of the folder is damaged.
+    """
+    from hpcai.report.folder import read_folder
+    from hpcai.report.summary import summarize
+
+    meter.settle()
+    folder = read_folder(run)
+    if folder.judged is not None:
+        told = ledger.note(run, folder.judged, folder.labelled[folder.judged].case)
+        folder = replace(folder, ledger=told)
+    write_json(run.report_json, summarize(folder))
+    sealed = seal.write(run)
+    write_bytes(run.report_html, rendered(run, sealed))
+
+
+def rendered(run: RunDir, sealed: str) -> bytes:
+    """report.html as it must be with the seal `sealed` on it, from report.json, which was sealed, and the curves' own files.
 
     Raises:
         RunError: a file of the folder is damaged.
     """
     from hpcai.report.folder import read_folder
     from hpcai.report.page import render
-    from hpcai.report.summary import summarize
 
-    meter.settle()
-    folder = read_folder(run)
-    report = summarize(folder)
-    html = render(folder, report)
-    write_json(run.report_json, report)
-    write_bytes(run.report_html, html.encode())
+    return render(read_folder(run), read_json(run.report_json), seal=sealed).encode()

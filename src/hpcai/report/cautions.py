@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hpcai import ledger
 from hpcai.report.folder import Folder, Json
 from hpcai.report.words import number, place
 
@@ -20,6 +21,7 @@ def cautions(folder: Folder, report: Json) -> list[str]:
         *_patients(folder),
         *_batch_norm(folder),
         *_failed(folder),
+        *_ledger(folder),
         *(str(text) for text in folder.plan.get("warnings", [])),
         *(str(r.get("message")) for life in folder.lives for r in life if r.get("event") == "warning"),
     ]
@@ -97,3 +99,8 @@ def _failed(folder: Folder) -> Iterator[str]:
     if folder.failed:
         one = "1 case has no score: it" if folder.failed == 1 else f"{folder.failed:,} cases have no score: they"
         yield f"{one} could not be read (failed.rank*.jsonl)."
+
+
+def _ledger(folder: Folder) -> Iterator[str]:
+    if folder.ledger and (told := ledger.caution(folder.ledger)):
+        yield told

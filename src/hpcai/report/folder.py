@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Folder:
     failed: int
     rows: dict[str, Rows]
     cases: CaseTable | None = None
+    ledger: Json = field(default_factory=dict)  # how often the judged split had been scored, as ledger.py told it
 
     @property
     def job(self) -> str:
@@ -56,6 +57,14 @@ class Folder:
     def labelled(self) -> dict[str, Rows]:
         """The splits whose true classes are known, the most interesting first."""
         return {split: rows.labelled() for split, rows in self.rows.items() if (rows.label >= 0).any()}
+
+    @property
+    def judged(self) -> str | None:
+        """The split that the answer is about: a training's test, a cross-validation's oof, what evaluate scored; else None."""
+        if self.job == "predict":
+            return None
+        wanted = {"train": "test", "gather": "oof"}.get(self.job) or next(iter(self.labelled), None)
+        return wanted if wanted in self.labelled else None
 
     @property
     def ranks(self) -> int:
@@ -90,6 +99,7 @@ def read_folder(run: RunDir) -> Folder:
         failed=len({str(line.get("case")) for file in run.failed_files() for line in _lines(file)}),
         rows={split: read_rows(run, split) for split in _splits(run) if _any_row(run, split)},
         cases=read_cases(run),
+        ledger=_json(run.ledger),
     )
 
 

@@ -153,7 +153,7 @@ def _beside(report: Json) -> list[Json]:
 
 def _running(seal: str, mark: str) -> str:
     """CSS of what stands on each printed page. Where a browser does not know it, the same stands at the end of the page."""
-    lines = {"bottom-left": f"{mark} {USE}".strip(), "bottom-center": f"seal {seal[:16]}" if seal else ""}
+    lines = {"bottom-left": f"{mark} {USE}".strip(), "top-center": f"seal {seal}" if seal else ""}
     boxes = "".join(f"@{place} {{ content: {_css_text(text)}; }} " for place, text in lines.items() if text)
     return f"@page {{ {boxes}}}\n"
 

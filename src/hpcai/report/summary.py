@@ -11,6 +11,7 @@ from statistics import fmean, median, stdev
 
 import numpy as np
 
+from hpcai import ledger
 from hpcai.metrics.classification import confusion, estimates
 from hpcai.report.cautions import cautions
 from hpcai.report.folder import Folder, Json
@@ -45,6 +46,7 @@ def summarize(folder: Folder) -> Json:
         "cost": _cost(folder),
         "provenance": _provenance(folder),
     }
+    report |= {"ledger": folder.ledger | {"sentence": ledger.sentence(folder.ledger)}} if folder.ledger else {}
     report |= {"used": used(folder)} if folder.use else {}
     report |= {"together": folder.together} if folder.together else {}
     folds = _folds(folder) if folder.job == "gather" else []
