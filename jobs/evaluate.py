@@ -24,6 +24,7 @@ from hpcai.data.split_file import note_cases
 from hpcai.infer import as_table, averaged, logits_of, rows_of, write_rows
 from hpcai.plan import sources
 from hpcai.report import write_report
+from hpcai.report.pictures import note_pictures
 from hpcai.tasks.classification import Classification
 from hpcai.tracking import follow
 from hpcai.trained import judging_cases, load_trained, threshold_of, together
@@ -68,4 +69,5 @@ def main(cfg: Config, run: RunContext) -> None:
                 tables = [as_table(sorted(rows, key=itemgetter("case"))) for rows in scored]  # the order in which reports count
                 rundir.write_json(run.dir.together, together(members, name, tables))
             run.note("progress", step=len(indices))
+            note_pictures(run.dir, cases)
             write_report(run.dir)

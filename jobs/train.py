@@ -29,6 +29,7 @@ from hpcai.metrics.classification import choose_threshold, ranking
 from hpcai.models import build
 from hpcai.models.start import start_from
 from hpcai.report import write_report
+from hpcai.report.pictures import note_pictures
 from hpcai.tasks.classification import Classification, balanced_weights
 from hpcai.tracking import follow
 from hpcai.training.checkpoint import Checkpoints, describe_model, read_checkpoint
@@ -107,6 +108,7 @@ def main(cfg: Config, run: RunContext) -> None:
             rundir.write_json(run.dir.threshold, asdict(choose_threshold(as_table(scored["val"]), cfg.task.threshold, "val")))
             rundir.write_json(run.dir.model, {"checkpoint": checkpoints.stem(facts["step"]).name, **facts})
             run.note("progress", step=progress.step)
+            note_pictures(run.dir, cases)
             write_report(run.dir)
 
 

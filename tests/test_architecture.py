@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "hpcai"
 # A module may import the lines above its own; none beside it, none below. Light: no torch, no numpy before a job starts.
 LIGHT = [
     "errors",
-    "config rundir output arguments",
+    "config rundir output arguments outfile",
     "lease inputs journal scheduler preflight",
     "redaction ledger seal",
     "context cluster limits runs search",
@@ -36,6 +36,7 @@ LIGHT = [
     "pack sweep",
     "run",
     "status",
+    "index",
     "verbs usage support",
     "cancellation removal probe rehearsal",
     "clusterfile",
@@ -47,13 +48,17 @@ HEAVY = [
     "training cases tracking",
     "trained",
     "infer report notebook",
-    "jobs testing comparison verification",
+    "jobs testing comparison verification export",
 ]
 HEAVY_PACKAGES = {
     "torch", "numpy", "monai", "mpi4py", "PIL", "matplotlib", "safetensors", "sklearn", "scipy", "pydicom", "nibabel", "jinja2",
     "optuna", "mlflow", "tensorboard", "polars",
 }  # fmt: skip
-AT_USE = {("journal", "optuna"), ("search", "optuna")}  # inside functions alone: ruff bans it at module level
+AT_USE = {
+    ("journal", "optuna"),
+    ("search", "optuna"),
+    ("index", "jinja2"),
+}  # inside functions alone: ruff bans it at module level
 DATA = ("configs", "slurm")  # packages without code
 LEVEL = {name: i for i, line in enumerate(LIGHT + HEAVY) for name in line.split()}
 LIGHT_NAMES = {name for line in LIGHT for name in line.split()}

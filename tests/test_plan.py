@@ -40,6 +40,7 @@ DECIDES = {
     "trainer.deterministic": "false", "task.name": None,
 }  # fmt: skip
 DOES_NOT = {
+    "data.shareable": "true",
     "name": "x", "from_run": "x", "runs_dir": "/elsewhere", "trainer.log_every": "7", "trainer.checkpoint_every": "7",
     "trainer.checkpoint_every_min": "7", "trainer.keep_last": "7", "trainer.checkpoint_async": "true", "resources.nodes": "2",
     "resources.tasks_per_node": "2", "resources.gpus_per_node": "2", "resources.cpus_per_task": "2", "resources.mem_gb": "2",

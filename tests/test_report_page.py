@@ -174,10 +174,11 @@ def test_the_stated_prevalence_is_told(full: RunDir) -> None:
 
 
 def test_mistakes_are_told_by_row_number(full: RunDir) -> None:
-    case = {"row": 1234, "label": "normal", "called": "pneumonia", "score": 0.98}
-    report = check_report(full) | {"mistakes": {"cases": [case], "note": "By row."}}
-    page = render(read_folder(full), report)
-    assert "Row True Called Score 1,234 normal pneumonia 0.980" in text_of(page) and 'href="#mistakes"' in page
+    case = {"row": "row 1234", "score": 0.98, "threshold": 0.5}
+    told = {"split": "test", "shown": "rows", "false_positive": [case], "false_negative": []}
+    page = render(read_folder(full), check_report(full) | {"mistakes": told})
+    assert "False positives Row of the data Score Threshold row 1234 0.980 0.500 False negatives None." in text_of(page)
+    assert 'href="#mistakes"' in page and "hpcai report --internal" in page
 
 
 def test_a_seal_and_a_mark_stand_on_each_page(full: RunDir) -> None:

@@ -45,7 +45,7 @@ def test_an_ensemble_names_its_runs_and_what_their_mean_gained(tmp_path: Path, j
     )
     text = text_of(page)
     assert "What the mean of 2 runs gained" in text and "+0.012 −0.004 to +0.020" in text
-    assert "b-2 first on validation" in text and "Model from /runs/a-1, /runs/b-2" in text
+    assert "b-2 first on validation" in text and "Model from a-1, b-2" in text
 
 
 def test_an_ensemble_without_common_cases_or_interval_says_so(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_hostile_names_of_members_and_folds_are_escaped(tmp_path: Path) -> None:
     together(run, [HOSTILE, HOSTILE + "2"])
     for each in (run, gathered(tmp_path / "g", name=HOSTILE)):
         page = report_of(each)[1]
-        assert "<script" not in page and "alert('x')" not in page and page.count("&lt;script&gt;") > 3
+        assert "<script" not in page and "alert('x')" not in page and page.count("&lt;script&gt;") > 1
 
 
 def test_a_damaged_together_is_a_run_error_that_names_it(tmp_path: Path) -> None:

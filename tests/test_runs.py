@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from run_folders import make_run, make_sweep, validated
 
 from hpcai import lease, rundir, runs
+from hpcai.cli import main
 from hpcai.errors import ConfigError, DataError, PlanError
 from hpcai.rundir import RunDir
 from hpcai.watch import answer
 
+MEMBER = {"run_id": "x-1", "run_dir": "/x-1", "label": "", "group": "", "job": "train", "needs": []}
 GARBAGE: list[bytes] = [b"", b"{", b"[]", b"null", b"7", b'"x"', b"{}", b"\xff\xfe\x00", b"[" * 20_000, b'{"time": "x"}\n']
 
 
@@ -236,6 +238,28 @@ def test_a_damaged_list_of_members_is_a_fault_of_one_line(tmp_path: Path, garbag
     (sweep.path / "members.json").write_bytes(garbage)
     with pytest.raises(PlanError, match=r"^sweep=grid-11111111: its members.json is damaged\."):
         runs.read_sweep(sweep.path)
+
+
+WRONG: list[dict[str, Any]] = [
+    {"id": 7}, {"name": None}, {"words": "seed=0,1"}, {"words": [1]}, {"config_dir": 3}, {"kind": "grid"}, {"kind": ["sweep"]},
+    {"options": []}, {"options": {"trials": "x"}}, {"options": {"trials": [3]}}, {"cwd": 0}, {"members": 3}, {"members": {}},
+    *({"members": [{**MEMBER, key: value}]} for key in MEMBER for value in (7, None, {"x": 1}, ["x", 1], "a\0b")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_list_of_members_of_other_types_is_damaged_and_a_row_of_status(
+    tmp_path: Path, wrong: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = make_sweep(tmp_path, [make_run(tmp_path / "x-1")])
+    file = sweep.path / "members.json"
+    value = json.loads(file.read_text("utf-8")) | wrong
+    file.write_text(json.dumps(value))
+    with pytest.raises(PlanError, match=r"^sweep=grid-11111111: its members.json is damaged\."):
+        runs.read_sweep(sweep.path)
+    assert main(["status", "--runs-dir", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "grid-11111111  unreadable" in out and err == ""
 
 
 def test_a_folder_that_may_not_be_read_is_no_run_and_no_fault(tmp_path: Path) -> None:

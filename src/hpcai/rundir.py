@@ -13,9 +13,11 @@
       rows/<split>.rank<r>.jsonl  failed.rank<r>.jsonl         one row a case
       together.json                                            the runs of an ensemble, and what it gained
       use.rank<r>.json                                         what each rank used: CPU, memory, GPU
+      pictures.json                                            the most wrong cases' thumbnails, of data that may be shown
       ledger.json                                              how often its test split was scored before
       report.json  report.html                                 the answer
       manifest.json                                            the digest of every file: what the seal is over
+      report.internal.html                                     the same with pictures and ids, for its owner alone; never sent
       proposal.json                                            what whole runs will take (`hpcai try`)
       tracking.json  tensorboard/                              rank 0, where trackers are asked for
 
@@ -148,6 +150,16 @@ class RunDir:
     def manifest(self) -> Path:
         """Bytes and sha256 of every file (see seal.py)."""
         return self.path / "manifest.json"
+
+    @property
+    def report_internal(self) -> Path:
+        """The answer with pictures and ids of cases: never part of an export, a support bundle or a manifest."""
+        return self.path / "report.internal.html"
+
+    @property
+    def pictures(self) -> Path:
+        """Thumbnails of the most wrong cases by id, where data.shareable says that they may be shown."""
+        return self.path / "pictures.json"
 
     @property
     def proposal(self) -> Path:

@@ -67,10 +67,26 @@ def read_sweep(folder: Path) -> Sweep:
         value = rundir.read_json(folder / "members.json")
         if value.pop("version") != rundir.VERSION:
             raise PlanError(f"sweep={folder.name}: another hpcai wrote its members.json. Use that one, or --anew.")
-        members = [Member(**{**m, "needs": tuple(m["needs"])}) for m in value.pop("members")]
-        return Sweep(path=folder, members=members, **value)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        listed = value.pop("members")
+        if not all(isinstance(part, list) for part in (listed, *(m["needs"] for m in listed))):
+            raise TypeError
+        members = [Member(**{**m, "needs": tuple(m["needs"])}) for m in listed]
+        sweep = Sweep(path=folder, members=members, **value)
+        if not _is_typed(sweep):
+            raise TypeError
+        return sweep
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise PlanError(f"sweep={folder.name}: its members.json is damaged. Start the same command again.") from e
+
+
+def _is_typed(sweep: Sweep) -> bool:
+    """Whether each value is of its field's type: the file is a user's to edit, and all that follows trusts it."""
+    texts = [sweep.id, sweep.name, sweep.cwd, sweep.kind, *sweep.words]
+    for m in sweep.members:
+        texts += [m.run_id, m.run_dir, m.label, m.group, m.job, *m.needs]
+    fits = all(isinstance(text, str) and "\0" not in text for text in texts) and isinstance(sweep.words, list)
+    fits = fits and isinstance(sweep.config_dir, str | None) and sweep.kind in ("sweep", "search", "pipeline")
+    return fits and isinstance(sweep.options, dict) and isinstance(sweep.options.get("trials", 0), int | None)
 
 
 def write_sweep(sweep: Sweep) -> None:

@@ -7,6 +7,7 @@ Made when the report is written. Each file of the folder is one of these, by its
     late     use.rank*.json  tracking.json  tensorboard/*      a rank writes them until its end: its end record has the digests
     free     lives/*/beat, verdict.json, cancelled             told by others, later: neither counted nor checked
              preflight/*  proposal.json  __pycache__  .hidden
+             report.internal.html                              for its owner alone, written at any time
              report.html, manifest.json                        shows the seal; is what is sealed (verification.py has both)
 
 A rank's `end` record closes what comes after the seal: the rest of its log and of its own records, what it used, and itself.
@@ -36,7 +37,7 @@ GROWS = ("logs/*", "submitit/*", "lives/*/rank*.jsonl")
 LATE = ("use.rank*.json", "tracking.json", "tensorboard/*")
 FREE = (
     "lives/*/beat", "lives/*/verdict.json", "lives/*/cancelled", "preflight/*", "proposal.json", "*/__pycache__/*",
-    "report.html", "manifest.json",
+    "report.internal.html", "report.html", "manifest.json",
 )  # fmt: skip
 ELSEWHERE = ("checkpoints", "rows", "tensorboard")  # folders that may be links to another disk
 THREADS = 4  # that digest: hashlib drops the interpreter's lock

@@ -171,7 +171,7 @@ def read_sweep_row(folder: Path, known: dict[str, RunState]) -> SweepRow:
         return SweepRow(Sweep(folder.name, "", folder, [], None, "sweep", []), RunState("unreadable", message=text), {})
     states = (known.get(m.run_dir) or runs.state_of(m.dir) for m in sweep.members)
     counts = Counter("waiting" if not s.claimed and s.state == "pending" else AS.get(s.state, s.state) for s in states)
-    total = max(len(sweep.members), int(sweep.options.get("trials", 0)))  # of a search some are not known yet
+    total = max(len(sweep.members), sweep.options.get("trials") or 0)  # of a search some are not known yet
     return SweepRow(sweep, state, {word: counts[word] for word in COUNTED} | {"total": total})
 
 

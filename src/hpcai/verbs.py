@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import sys
 import time
@@ -12,7 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from hpcai import driver, plan, queued, rundir, runs, watch
+from hpcai import driver, index, plan, queued, rundir, runs, watch
 from hpcai import run as launcher
 from hpcai.arguments import Words, whole_number
 from hpcai.errors import ConfigError, HpcaiError, PlanError, RunError, one_line
@@ -253,23 +254,39 @@ def _resume_sweep(target: RunDir, options: argparse.Namespace) -> int:
 
 REPORT = """\
 Prints the answer of a run that has finished, with its interval, and where its report lies; of a sweep how its members stand,
-ranked by validation. --json prints report.json, or the sweep's results.json."""
+ranked by validation. --json prints report.json, or the sweep's results.json. --all makes one page over all runs below DIR (or
+--runs-dir): a table that sorts and filters, curves side by side, sweeps by their keys, cost.
+
+A report names no case and shows no image, unless data.shareable says that anybody may see them: it has the most wrong cases
+by row number. --internal makes RUN/report.internal.html (or -o FILE) with their images and ids, read anew from the data, marked
+on each page, readable by you alone. It is not for the mail; hpcai export makes what is."""
 
 
 def report(argv: list[str]) -> int:
-    """`hpcai report NAME`; returns the exit code.
+    """`hpcai report NAME [--internal]`, `hpcai report --all [DIR] -o FILE`; returns the exit code.
 
     Raises:
-        PlanError: it has not finished, or its results.json is gone or damaged.
+        PlanError: it has not finished, or its results.json is gone or damaged, or FILE is another's.
         DataError: its report.json is gone, damaged, or of another version.
     """
-    options = Words("report", "NAME", REPORT).read(argv, least=1, most=1)
+    words = Words("report", "NAME [--internal] | --all [DIR]", REPORT)
+    words.add_argument("--all", action="store_true", help="one page over all runs of a folder")
+    words.add_argument("--internal", action="store_true", help="with pictures and ids, for who may see the data")
+    words.add_argument("--output", "-o", metavar="FILE", type=Path, help="write this file (index.html; report.internal.html)")
+    words.add_argument("--force", action="store_true", help="replace FILE, whatever it is")
+    options = words.read(argv, least=0 if "--all" in argv else 1, most=1)
     if options is None:
         return 0
+    if options.all:
+        return _report_all(options)
+    if (options.output is not None or options.force) and not options.internal:
+        raise ConfigError("hpcai report: -o and --force go with --all or --internal. Add one, or leave them out.")
     (target,) = found(options.names, options.runs_dir)
     sweep = runs.is_sweep(target.path)
     file = target.path / "results.json" if sweep else target.report_json
     _check_finished(target, file)
+    if options.internal:
+        return _report_internal(target, options)
     try:
         value = rundir.read_json(file) if sweep else runs.read_report(target)
         if options.json:
@@ -280,6 +297,32 @@ def report(argv: list[str]) -> int:
             watch.show_answer(target)
     except DAMAGED as e:
         raise PlanError(f"{shown(target)}: its {file.name} is gone or damaged. Restore it, or run it anew with --anew.") from e
+    return 0
+
+
+def _report_internal(target: RunDir, options: argparse.Namespace) -> int:
+    """Writes the page that holds patient data. Heavy, so by its name."""
+    if runs.is_sweep(target.path):
+        raise ConfigError(f"{shown(target)}: is a sweep. Name one of its runs.")
+    file = importlib.import_module("hpcai.report.internal").write_internal(target, options.output, force=options.force)
+    if options.json:
+        print(json.dumps({"file": str(file.absolute())}, indent=1))
+    else:
+        print(f"{one_line(str(file), 200)}: holds patient data, readable by you alone. Do not mail it.")
+    return 0
+
+
+def _report_all(options: argparse.Namespace) -> int:
+    """Writes the page over many runs."""
+    folder = Path(options.names[0]) if options.names else options.runs_dir
+    if not folder.is_dir():
+        raise ConfigError(f"--all={one_line(str(folder), 200)}: is no folder. Name the one that holds the runs.")
+    file = options.output if options.output is not None else Path("index.html")
+    count, sweeps = index.write_index(folder, file, force=options.force)
+    if options.json:
+        print(json.dumps({"file": str(file.absolute()), "runs": count, "sweeps": sweeps}, indent=1))
+    else:
+        print(f"{one_line(str(file), 200)}: {count} runs, {sweeps} sweeps")
     return 0
 
 

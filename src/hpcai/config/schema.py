@@ -112,6 +112,7 @@ class Data(Group):
     eval_split: Literal["train", "val", "test", "all"] = key("test", "split that job=evaluate scores")
     source: Text = key("", "where the data comes from, for the report")
     licence: Text = key("", "licence of the data, for the report")
+    shareable: bool = key(False, "images and ids may be shown in reports that are mailed: public data", changes_result=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Data:

@@ -42,12 +42,13 @@ def split_once(run: RunContext, cases: Cases, cfg: Split) -> Splits:
 def note_cases(run: RunContext, cases: Cases, parts: Mapping[str, NDArray[np.int64]]) -> None:
     """Writes cases.jsonl whole: what the data say of the cases of each part, which the report describes without the data.
 
-    A line: `case`, `split`, `label` (a number), `patient` (or null), `groups` (text by name of data.group_cols, null where
-    missing), `size` (pixels along each axis as stored, or null).
+    A line: `case`, `row` (as messages name it), `split`, `label` (a number), `patient` (or null), `groups`
+    (text by name of data.group_cols, null where missing), `size` (pixels along each axis as stored, or null).
     """
     lines = [
         {
             "case": cases.ids[i],
+            "row": cases.row(i).removeprefix("data: row "),
             "split": part,
             "label": int(cases.labels[i]),
             "patient": cases.patients[i] if cases.patients else None,

@@ -24,6 +24,7 @@ class CaseTable:
         patient: n ids, or None where no patients are known; a case without one, among others with one, stands for itself.
         groups: for each of data.group_cols n texts, None where missing.
         size: n tuples of pixels along each axis as stored, None where unknown; None if all are.
+        row: n texts, the row of each case as messages name it (`17`, "3 of `test_images`"); None in runs of older versions.
     """
 
     case: list[str]
@@ -32,6 +33,7 @@ class CaseTable:
     patient: list[str] | None = None
     groups: Mapping[str, list[str | None]] = field(default_factory=dict)
     size: list[tuple[int, ...] | None] | None = None
+    row: list[str] | None = None
 
     def take(self, places: Sequence[int]) -> CaseTable:
         """The cases at these places, in this order; perhaps none."""
@@ -42,6 +44,7 @@ class CaseTable:
             patient=None if self.patient is None else [self.patient[k] for k in places],
             groups={name: [values[k] for k in places] for name, values in self.groups.items()},
             size=None if self.size is None else [self.size[k] for k in places],
+            row=None if self.row is None else [self.row[k] for k in places],
         )
 
     def where(self, keep: Bools) -> CaseTable:
@@ -86,6 +89,7 @@ def read_cases(run: RunDir) -> CaseTable | None:
         patient=patients_of(lines),
         groups={name: [line["groups"][name] for line in lines] for name in names},
         size=sizes if any(size is not None for size in sizes) else None,
+        row=[line["row"] for line in lines] if all("row" in line for line in lines) else None,
     )
 
 
@@ -93,6 +97,7 @@ def _checked(line: dict[str, Any]) -> dict[str, Any]:
     """`line` if it is one of cases.jsonl; raises TypeError or KeyError if it is not."""
     patient, size, groups = line["patient"], line["size"], line["groups"].values()
     fits = isinstance(line["case"], str) and isinstance(line["split"], str) and type(line["label"]) is int
+    fits = fits and isinstance(line.get("row", ""), str)
     fits = fits and (patient is None or isinstance(patient, str)) and all(v is None or isinstance(v, str) for v in groups)
     if not (fits and (size is None or all(type(n) is int and n > 0 for n in size))):
         raise TypeError

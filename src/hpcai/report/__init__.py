@@ -1,6 +1,7 @@
 """From a run folder to its answer.   files of the run -> report.json (for programs) -> the seal -> report.html (for people)
 
-Reads files of the folder only, and no clock: the same files give the same bytes. Never shows the id of a case or patient.
+Reads files of the folder only, and no clock: the same files give the same bytes. Never shows the id of a case or patient, but
+of data that may be shown (data.shareable); internal.py makes the page that does, for the owner's eyes.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from hpcai.metrics.table import CaseTable, read_cases
 from hpcai.rundir import RunDir, read_json, read_lines
 
 Json = dict[str, Any]
+PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]{20,200000}={0,2}")  # base64; begins as every PNG does
+PRIVATE = ("mail", "mlflow")  # keys whose value is an address, perhaps with a password
 SPLITS = ["test", "val", "train", "all"]  # in the order of interest
 
 
@@ -38,8 +41,9 @@ class Folder:
     use: list[meter.Use]  # what each rank used, where it was looked at
     failed: int
     rows: dict[str, Rows]
-    cases: CaseTable | None = None
+    cases: CaseTable | None = None  # what is known of each case but its score
     ledger: Json = field(default_factory=dict)  # how often the judged split had been scored, as ledger.py told it
+    pictures: dict[str, str] = field(default_factory=dict)  # case -> PNG as base64; empty unless they may be shown
 
     @property
     def job(self) -> str:
@@ -80,12 +84,12 @@ def read_folder(run: RunDir) -> Folder:
         RunError: a file is damaged.
     """
     config_text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
-    plan = _json(run.plan)
+    config, plan = without_paths(_yaml(config_text)), _json(run.plan)
     split = _json(run.split)
     return Folder(
         run_id=str(plan.get("run_id", run.path.name)),
-        config=_yaml(config_text),
-        config_text=config_text,
+        config=config,
+        config_text=_text(config),
         plan=plan,
         environment=_json(run.environment) | _json(run.runtime),
         data=_json(run.data),
@@ -100,7 +104,46 @@ def read_folder(run: RunDir) -> Folder:
         rows={split: read_rows(run, split) for split in _splits(run) if _any_row(run, split)},
         cases=read_cases(run),
         ledger=_json(run.ledger),
+        pictures=read_pictures(run) if may_show(config) else {},
     )
+
+
+def without_paths(value: Any, key: str = "") -> Any:
+    """A config as a page may show it: a folder's name can name a patient, so `<path>` stands for it; a run keeps its name."""
+    if isinstance(value, dict):
+        return {k: without_paths(v, str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_paths(v, key) for v in value]
+    if not isinstance(value, str):
+        return value
+    if key in ("from_run", "depends_on", "merge"):
+        return Path(value).name
+    if key in PRIVATE:
+        return f"<{key}>"
+    return "<path>" if value.startswith(("/", "~", "./", "../")) else value
+
+
+def _text(config: Json) -> str:
+    text: str = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100) if config else ""
+    return text
+
+
+def may_show(config: Json) -> bool:
+    """Whether ids and pictures of cases may be shown to anybody: data.shareable, and nothing else."""
+    data = config.get("data")
+    return isinstance(data, dict) and data.get("shareable") is True
+
+
+def read_pictures(run: RunDir) -> dict[str, str]:
+    """What pictures.json holds; a page gets PNG alone.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    found = _json(run.pictures).get("cases", {})
+    if not (isinstance(found, dict) and all(isinstance(png, str) and PNG.fullmatch(png) for png in found.values())):
+        raise RunError("pictures.json: is damaged. Start the run anew.")
+    return found
 
 
 def _json(path: Path) -> Json:

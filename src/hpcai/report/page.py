@@ -63,6 +63,7 @@ def render(folder: Folder, report: Json, *, seal: str = "", mark: str = "") -> s
         "beside": _beside(report),
         "facts": _facts(report),
         "config_text": folder.config_text,
+        "pictures": folder.pictures,
     }
     sections = _sections(report, shown)
     css = (HERE / "report.css").read_text(encoding="utf-8") + _running(seal, mark)

@@ -14,8 +14,9 @@ import numpy as np
 from hpcai import ledger
 from hpcai.metrics.classification import confusion, estimates
 from hpcai.report.cautions import cautions
-from hpcai.report.folder import Folder, Json
+from hpcai.report.folder import Folder, Json, may_show
 from hpcai.report.measured import measured
+from hpcai.report.mistakes import mistakes
 from hpcai.report.used import used
 from hpcai.report.words import named, number, place, signed
 from hpcai.rundir import REPORT_VERSION
@@ -47,6 +48,7 @@ def summarize(folder: Folder) -> Json:
         "provenance": _provenance(folder),
     }
     report |= {"ledger": folder.ledger | {"sentence": ledger.sentence(folder.ledger)}} if folder.ledger else {}
+    report |= {"mistakes": found} if (found := mistakes(folder)) else {}
     report |= {"used": used(folder)} if folder.use else {}
     report |= {"together": folder.together} if folder.together else {}
     folds = _folds(folder) if folder.job == "gather" else []
@@ -213,14 +215,18 @@ def _provenance(folder: Folder) -> Json:
 
 
 def _files(folder: Folder) -> list[Json]:
-    """The file that `data.path` names, then all others as one line: the name of an image can name a patient."""
-    stated = folder.config.get("data", {})
-    path = Path(str(stated.get("path", "")))
-    files = folder.data.get("files", [])
-    named_file = [f for f in files[:1] if stated.get("reader") != "images" and Path(f["path"]).name == path.name]
+    """The file that `data.path` names, then all others as one line: the name of a file or folder can name a patient."""
+    stated, files = folder.config.get("data", {}), folder.data.get("files", [])
+    first = [] if stated.get("reader") == "images" else files[:1]
+    named_file = [f | {"path": _told(Path(f["path"]), may_show(folder.config))} for f in first]
     others = files[len(named_file) :]
     if not others:
         return named_file
     digest = hashlib.sha256("".join(sorted(f["sha256"] for f in others)).encode()).hexdigest()
     total = sum(f["bytes"] for f in others)
     return [*named_file, {"path": f"{len(others):,} images", "bytes": total, "sha256": digest}]
+
+
+def _told(path: Path, public: bool) -> str:
+    """A file's name where anybody may see it, else its kind."""
+    return path.name if public else f"data.path ({path.suffix})" if path.suffix in (".npz", ".csv") else "data.path"
