@@ -185,3 +185,32 @@ def test_what_is_stated_shareable_is_shown_and_exported(public: tuple[RunDir, st
     assert len(pngs(files["report.html"])) == len(cases) and json.loads(files["report.json"])["mistakes"] == block
     assert found_in(files["config.yaml"] + files["plan.json"] + files["metrics.jsonl"]) == []
     assert "zz-19510412" not in files["report.html"].lower()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_each_printed_page_says_that_it_is_internal(private: tuple[RunDir, str]) -> None:
+    import zlib
+
+    from playwright.sync_api import sync_playwright
+    from test_report_browser import ARGS, CHROMIUM
+
+    run, _ = private
+    hpcai(run.path, "report", "--internal", str(run.path))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
+        tab = browser.new_page()
+        said: list[str] = []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.goto(run.report_internal.as_uri())
+        tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        pdf = tab.pdf(format="A4")
+        browser.close()
+    pages = len(re.findall(rb"/Type /Page\b", pdf))
+    red = 0
+    for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL):
+        try:
+            red += zlib.decompress(stream).count(b".5608 .1137 .0784 rg")  # the words' own red, in the margin
+        except zlib.error:
+            continue
+    assert said == [] and red == pages > 1

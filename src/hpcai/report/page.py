@@ -156,7 +156,8 @@ def _running(seal: str, mark: str) -> str:
     """CSS of what stands on each printed page. Where a browser does not know it, the same stands at the end of the page."""
     lines = {"bottom-left": f"{mark} {USE}".strip(), "top-center": f"seal {seal}" if seal else ""}
     boxes = "".join(f"@{place} {{ content: {_css_text(text)}; }} " for place, text in lines.items() if text)
-    return f"@page {{ {boxes}}}\n"
+    red = "@page { @bottom-left { color: #8f1d14; font-weight: 650; } }\n" if mark else ""
+    return f"@page {{ {boxes}}}\n{red}"
 
 
 def _css_text(text: str) -> str:
