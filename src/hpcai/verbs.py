@@ -322,7 +322,7 @@ def _report_all(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"file": str(file.absolute()), "runs": count, "sweeps": sweeps}, indent=1))
     else:
-        print(f"{one_line(str(file), 200)}: {count} runs, {sweeps} sweeps")
+        print(f"{one_line(str(file), 200)}: {count} run{'s' * (count != 1)}, {sweeps} sweep{'s' * (sweeps != 1)}")
     return 0
 
 
