@@ -237,8 +237,8 @@ def test_the_verb_writes_the_page_and_says_what_is_in_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_many(tmp_path / "runs", 3)
-    assert said(capsys, 0, "--all") == ("index.html: 3 runs, 1 sweeps", "")
-    assert said(capsys, 0, "--all", "runs", "-o", "x.html")[0] == "x.html: 3 runs, 1 sweeps"
+    assert said(capsys, 0, "--all") == ("index.html: 3 runs, 1 sweep", "")
+    assert said(capsys, 0, "--all", "runs", "-o", "x.html")[0] == "x.html: 3 runs, 1 sweep"
     assert json.loads(said(capsys, 0, "--all", "--runs-dir", "runs", "--json")[0])["runs"] == 3  # one of ours is replaced
 
 
