@@ -92,6 +92,7 @@ def one_run(folder: Path, name: str) -> RunDir:
         f"name={name}",
         f"data.path={folder}/tiny.npz",
         "data.labels=[no,yes]",
+        "data.identifiers=none",
         f"runs_dir={made}",
         f"trainer.epochs={epochs}",
     ]

@@ -1,8 +1,8 @@
 """One row of scores a case, for images without labels; each case exactly once, whatever is killed.
 
-    python -m hpcai.run name=today job=predict from_run=RUN data.reader=images data.path=FOLDER
-    python -m hpcai.run name=today job=predict from_run=[A,B,C] data.reader=images data.path=FOLDER
-    python -m hpcai.run name=today job=predict from_run=RUN data.reader=images data.path=FOLDER predict.shards=8
+    python -m hpcai.run name=today job=predict from_run=RUN data.reader=images data.path=FOLDER data.identifiers=none
+    python -m hpcai.run name=today job=predict from_run=[A,B,C] data.identifiers=none ...
+    python -m hpcai.run name=today job=predict from_run=RUN data.identifiers=none ... predict.shards=8
 
 trained runs -> models -> for each block of cases: read, score by each, append the mean -> report
 shards, each a run as above -> merge: every case once, in their order -> the same report

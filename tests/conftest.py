@@ -145,6 +145,7 @@ def tiny_words(npz: Path) -> dict[str, str]:
     """A whole small config as overrides, by key."""
     return {
         "name": "tiny", "data.path": str(npz), "data.labels": "[no,yes]", "data.name": "Tiny", "data.licence": "CC0",
+        "data.identifiers": "none",
         "model.norm": "group", "model.width": "8", "trainer.epochs": "2", "trainer.batch_size": "16",
         "trainer.log_every": "1", "resources.cpus_per_task": "1",
     }  # fmt: skip

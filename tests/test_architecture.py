@@ -37,7 +37,7 @@ LIGHT = [
     "run",
     "status",
     "index",
-    "verbs usage support",
+    "verbs usage support new",
     "cancellation removal probe rehearsal",
     "clusterfile",
     "cli",
@@ -48,7 +48,7 @@ HEAVY = [
     "training cases tracking",
     "trained",
     "infer report notebook",
-    "jobs testing comparison verification export",
+    "jobs testing comparison verification export intake",
 ]
 HEAVY_PACKAGES = {
     "torch", "numpy", "monai", "mpi4py", "PIL", "matplotlib", "safetensors", "sklearn", "scipy", "pydicom", "nibabel", "jinja2",

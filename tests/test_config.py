@@ -32,6 +32,7 @@ from hpcai.errors import ConfigError, Faults, HpcaiError
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPERIMENTS = shipped()["experiment"]
+NONE = ["data.identifiers=none"]
 BASE = ["+experiment=pneumonia"]
 HEAD = "# @package _global_\ndefaults:\n  - override /data: pneumoniamnist\n  - _self_\nname: mine\n"
 
@@ -249,12 +250,12 @@ def test_groups_that_fit_pass(words: list[str]) -> None:
 
 @pytest.mark.parametrize("job", ["evaluate", "predict"])
 def test_evaluate_and_predict_need_no_labels_for_the_run_has_them(job: str) -> None:
-    config = load([f"job={job}", "from_run=abc", "name=new", "data.path=images", "data.reader=images"])
+    config = load([f"job={job}", "from_run=abc", "name=new", "data.path=images", "data.reader=images", *NONE])
     assert (config.job, config.from_run, len(config.data.labels)) == (job, "abc", 2)
 
 
 def test_train_does_need_labels() -> None:
-    (line,) = lines_of(["name=new", "data.path=images", "data.reader=images"])
+    (line,) = lines_of(["name=new", "data.path=images", "data.reader=images", *NONE])
     assert line.startswith("data.labels: required")
 
 
@@ -327,7 +328,7 @@ def test_two_folders_in_one_process_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_question_marks_mean_to_be_given(tmp_path: Path) -> None:
-    experiment(tmp_path, "# @package _global_\nname: mine\ndata: {path: '???', labels: [a, b]}\n")
+    experiment(tmp_path, "# @package _global_\nname: mine\ndata: {path: '???', labels: [a, b], identifiers: none}\n")
     assert lines_of(["+experiment=mine"], tmp_path)[0].startswith("data.path: required")
     assert load(["+experiment=mine", "data.path=x"], tmp_path).data.path == "x"
 

@@ -39,7 +39,16 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Trio:
 
 def asked(job: str, runs: list[RunDir], data: Path, to: Path, *more: str) -> list[str]:
     named = f"from_run=[{','.join(repr(str(run.path)) for run in runs)}]"
-    return [f"job={job}", "name=e", named, f"data.path={data}", f"runs_dir={to}", "resources.cpus_per_task=1", *more]
+    return [
+        f"job={job}",
+        "name=e",
+        named,
+        f"data.path={data}",
+        f"runs_dir={to}",
+        "data.identifiers=none",
+        "resources.cpus_per_task=1",
+        *more,
+    ]
 
 
 def lines(run: RunDir, split: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from hpcai.config.schema import Config
 from hpcai.errors import HpcaiError
 from hpcai.rundir import RunDir
 
-BASE = ("name=new", "data.path=images", "data.reader=images")
+BASE = ("name=new", "data.path=images", "data.reader=images", "data.identifiers=none")
 ONCE = ("trainer.epochs=1", "trainer.max_steps=2")
 
 

@@ -122,7 +122,7 @@ def test_a_field_without_end_is_told_by_its_line(tmp_path: Path) -> None:
     (lambda p: p.symlink_to(p), "npz", "cannot be reached (Too many levels of symbolic links)."),
     (lambda p: p.symlink_to("gone"), "npz", "does not exist."),
     (lambda p: p.touch(), "images", "is no folder. data.reader=images reads a folder"),
-    (lambda p: p.mkdir(), "images", "holds no .png, .jpg, .jpeg file."),
+    (lambda p: p.mkdir(), "images", "holds no image (.png, .jpg, .jpeg, .npz,"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_told_by_its_path(tmp_path: Path, make: Any, reader: str, said: str) -> None:
     path = tmp_path / "in put"

@@ -22,7 +22,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunDir]:
 
 
 def evaluate(run: RunDir, path: Path, runs: Path, *more: str) -> list[str]:
-    keep = ("name=e", f"from_run={run.path}", f"data.path={path}", f"runs_dir={runs}", "resources.cpus_per_task=1")
+    keep = (
+        "name=e",
+        f"from_run={run.path}",
+        f"data.path={path}",
+        f"runs_dir={runs}",
+        "data.identifiers=none",
+        "resources.cpus_per_task=1",
+    )
     return ["job=evaluate", *keep, *more]
 
 

@@ -45,7 +45,16 @@ def copies(cross: Cross, tmp_path: Path) -> list[RunDir]:
 
 def asked(runs: list[RunDir], data: Path, to: Path, *more: str) -> list[str]:
     named = f"from_run=[{','.join(repr(str(run.path)) for run in runs)}]"
-    return ["job=gather", "name=cv", named, f"data.path={data}", f"runs_dir={to}", "resources.cpus_per_task=1", *more]
+    return [
+        "job=gather",
+        "name=cv",
+        named,
+        f"data.path={data}",
+        f"runs_dir={to}",
+        "data.identifiers=none",
+        "resources.cpus_per_task=1",
+        *more,
+    ]
 
 
 def lines(run: RunDir, split: str) -> list[dict[str, Any]]:

@@ -58,7 +58,14 @@ def write_images(folder: Path, n: int, side: int = 12, *, broken: tuple[int, ...
 
 
 def predict(trained: RunDir, path: Path, runs: Path, *more: str) -> list[str]:
-    keep = ("name=p", f"from_run={trained.path}", f"data.path={path}", f"runs_dir={runs}", "resources.cpus_per_task=1")
+    keep = (
+        "name=p",
+        f"from_run={trained.path}",
+        f"data.path={path}",
+        f"runs_dir={runs}",
+        "data.identifiers=none",
+        "resources.cpus_per_task=1",
+    )
     return ["job=predict", *keep, *more]
 
 

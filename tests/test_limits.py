@@ -59,7 +59,12 @@ def small(node: dict[str, Any], words: dict[str, Any] | None = None, **resources
         "executor": "slurm",
         "facts": {"partitions": {"p": node}, "cpu_partition": "p", "gpu_partition": "p"},
     }
-    raw = {"name": "x", "data": {"path": "x", "labels": ["a", "b"]}, "cluster": cluster, "resources": resources}
+    raw = {
+        "name": "x",
+        "data": {"path": "x", "labels": ["a", "b"], "identifiers": "none"},
+        "cluster": cluster,
+        "resources": resources,
+    }
     return check(raw | (words or {}))
 
 
@@ -193,7 +198,7 @@ def test_a_link_into_a_shared_folder_is_seen(tmp_path: Path) -> None:
     facts = {"partitions": {"p": {"cores": 1}}, "cpu_partition": "p", "shared": [str(tmp_path / "shared")]}
     raw = {
         "name": "x",
-        "data": {"path": str(tmp_path / "link/d"), "labels": ["a", "b"]},
+        "data": {"path": str(tmp_path / "link/d"), "labels": ["a", "b"], "identifiers": "none"},
         "runs_dir": str(tmp_path / "shared/r"),
     }
     assert list(limits.violations(check(raw | {"cluster": {"name": "m", "executor": "slurm", "facts": facts}}))) == []
@@ -202,7 +207,7 @@ def test_a_link_into_a_shared_folder_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", ["(a+)+$", "[", "a*a*a*a*a*", "p{1,9}(x)"])
 def test_a_pattern_that_is_wrong_or_could_take_for_ever_is_refused_as_a_fault_of_the_file(pattern: str) -> None:
     with pytest.raises(Faults) as caught:
-        check({"name": "x", "data": {"path": "x", "labels": ["a", "b"]},
+        check({"name": "x", "data": {"path": "x", "labels": ["a", "b"], "identifiers": "none"},
                "cluster": {"name": "m", "facts": {"account_pattern": pattern}}})  # fmt: skip
     assert caught.value.code == 2 and "account_pattern" in caught.value.lines[0]
 

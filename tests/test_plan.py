@@ -31,7 +31,7 @@ DECIDES = {
     "data.image_size": "[9,9]", "data.case_col": "c", "data.path_col": "c", "data.label_col": "c", "data.patient_col": "c",
     "data.split_col": "c", "data.group_cols": "[g]", "data.split.by": "random", "data.split.val_fraction": "0.3", "data.split.test_fraction": "0.3",
     "data.split.folds": "7", "data.split.fold": "1", "data.split.seed": "1", "data.eval_split": "all", "data.source": "s",
-    "data.licence": "l", "model.name": "densenet121", "model.spatial_dims": "3", "model.norm": "batch", "model.width": "16",
+    "data.licence": "l", "data.root": "/x", "data.window": "[40,400]", "model.name": "densenet121", "model.spatial_dims": "3", "model.norm": "batch", "model.width": "16",
     "model.dropout": "0.5", "model.init_from": "/x", "model.options": "{a:1}", "trainer.epochs": "3", "trainer.max_steps": "9",
     "trainer.batch_size": "8", "trainer.accumulate": "2", "trainer.optimizer": "sgd", "trainer.lr": "0.5",
     "trainer.weight_decay": "0.5", "trainer.lr_schedule": "constant", "trainer.warmup": "0.5", "trainer.clip_norm": "1",
@@ -40,7 +40,7 @@ DECIDES = {
     "trainer.deterministic": "false", "task.name": None,
 }  # fmt: skip
 DOES_NOT = {
-    "data.shareable": "true",
+    "data.identifiers": "x", "data.shareable": "x", "data.excluded": "x",
     "name": "x", "from_run": "x", "runs_dir": "/elsewhere", "trainer.log_every": "7", "trainer.checkpoint_every": "7",
     "trainer.checkpoint_every_min": "7", "trainer.keep_last": "7", "trainer.checkpoint_async": "true", "resources.nodes": "2",
     "resources.tasks_per_node": "2", "resources.gpus_per_node": "2", "resources.cpus_per_task": "2", "resources.mem_gb": "2",

@@ -258,7 +258,7 @@ def test_one_run_alone_keeps_its_name_and_each_shard_has_its_own(trained: RunDir
 ])  # fmt: skip
 def test_shards_that_make_no_sense_are_refused(words: list[str], said: str) -> None:
     with pytest.raises((ConfigError, Faults)) as caught:
-        load(["name=x", "job=predict", "from_run=x", "data.path=x", *words])
+        load(["name=x", "job=predict", "from_run=x", "data.path=x", "data.identifiers=none", *words])
     assert said in str(caught.value)
 
 

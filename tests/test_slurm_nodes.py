@@ -106,6 +106,7 @@ def test_ranks_of_two_nodes_share_an_evaluation_and_gather_its_rows_by_mpi_where
     path, source = a_trained_run(tmp_path_factory)
     submit(
         "name=e", "job=evaluate", f"from_run={source.path}", f"data.path={path}", f"runs_dir={tmp_path}", "data.eval_split=val",
+        "data.identifiers=none",
         *NODES, f"cluster.preflight={str(preflight).lower()}", mpi_python,
     )  # fmt: skip
     run = run_in(tmp_path, "e")
@@ -128,6 +129,7 @@ def test_a_prediction_by_mpi_has_each_case_once(
         np.savez(tmp_path / "new.npz", images=arrays["val_images"])
     submit(
         "name=p", "job=predict", f"from_run={source.path}", f"data.path={tmp_path / 'new.npz'}", f"runs_dir={tmp_path}",
+        "data.identifiers=none",
         *NODES, "cluster.preflight=true", mpi_python,
     )  # fmt: skip
     run = run_in(tmp_path, "p")

@@ -30,6 +30,7 @@ from hpcai.plan import digest
 from hpcai.rundir import RunDir
 from hpcai.tracking import follow
 
+NONE = ("data.identifiers=none",)
 WAIT = "tracking.wait_s=120"  # a busy machine takes its time
 
 
@@ -60,7 +61,9 @@ def said() -> Iterator[list[logging.LogRecord]]:
 
 
 def config(*words: str) -> Config:
-    return load(["name=lung", "data.path=/data/Maier_1950/a.npz", "data.labels=[no,yes]", WAIT, *words])
+    return load(
+        ["name=lung", "data.path=/data/Maier_1950/a.npz", "data.labels=[no,yes]", "data.identifiers=none", WAIT, *words]
+    )
 
 
 def context(folder: Path, life: int = 1) -> RunContext:
@@ -285,7 +288,7 @@ folder, stores = Path(sys.argv[1]), sys.argv[2:]
 for i, store in enumerate(stores):
     run = RunContext(RunDir(folder / f"{i}"))
     lease.take(run.dir, 1)
-    words = ["name=many", "data.path=x", "data.labels=[a,b]", "tracking.wait_s=240", f"tracking.mlflow='{store}'"]
+    words = ["name=many", "data.path=x", "data.labels=[a,b]", *NONE, "tracking.wait_s=240", f"tracking.mlflow='{store}'"]
     with tracking.follow(load(words), run):
         pass
     assert not [r for rank in lease.records(run.dir, 1).values() for r in rank], "warned"
@@ -571,7 +574,12 @@ def test_a_store_is_the_same_wherever_the_run_goes_on(text: str, read: str) -> N
     "sqlite:///a%20b", "sqlite:m.db", "HTTP://me:s3cret@host", "", "a\nb",
 ])  # fmt: skip
 def test_a_wrong_store_is_refused_without_being_shown(text: str) -> None:
-    raw = {"name": "x", "data": {"path": "x", "labels": ["a", "b"]}, "cluster": {"name": "x"}, "tracking": {"mlflow": text}}
+    raw = {
+        "name": "x",
+        "data": {"path": "x", "labels": ["a", "b"], "identifiers": "none"},
+        "cluster": {"name": "x"},
+        "tracking": {"mlflow": text},
+    }
     from hpcai.config.check import check
 
     with pytest.raises(Faults) as e:
@@ -597,7 +605,14 @@ def test_a_missing_extra_is_told_before_anything_starts(monkeypatch: pytest.Monk
 
 
 def test_nothing_of_a_tracker_is_imported_before_the_job() -> None:
-    words = ["name=x", "data.path=x", "data.labels=[a,b]", "tracking.mlflow=sqlite:///x", "tracking.tensorboard=true"]
+    words = [
+        "name=x",
+        "data.path=x",
+        "data.labels=[a,b]",
+        "data.identifiers=none",
+        "tracking.mlflow=sqlite:///x",
+        "tracking.tensorboard=true",
+    ]
     program = f"import sys; from hpcai.config.check import load; load({words}); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"mlflow", "tensorboard", "sqlalchemy", "torch", "numpy"} & set(loaded)

@@ -45,7 +45,8 @@ SIZES = {"train": 150, "val": 300, "test": 40}
 NOT_COMPARED = ("time", "samples_s", "left_s")
 TIMEOUT_S = 120.0
 SMALL = (
-    "name=t", "data.labels=[no,yes]", "model.width=8", "model.norm=group", "trainer.epochs=2", "trainer.batch_size=16",
+    "name=t", "data.labels=[no,yes]", "data.identifiers=none",
+    "model.width=8", "model.norm=group", "trainer.epochs=2", "trainer.batch_size=16",
     "trainer.log_every=1", "resources.cpus_per_task=1",
 )  # fmt: skip
 HARD = (

@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
         "+experiment=NAME [key=value ...]: 20 real steps, then the time, memory and price of all of it",
         _main("rehearsal"),
     ),
+    "new": ("NAME --images DIR --labels FILE: look at own images and write an experiment of them", _main("new")),
     "check": ("[+experiment=NAME ...] [--all] [--config-dir DIR]: compose, check and plan without data", _main("experiments")),
     "status": ("[NAME ...]: every run and sweep: state, progress, best validation score, age", _main("status")),
     "logs": ("NAME [-f] [--rank N]: what a rank said", _main("verbs", "logs")),

@@ -59,10 +59,16 @@ def threads(config: Config, machine: Machine) -> int:
 
 
 def limits(config: Config) -> Iterator[HpcaiError]:
-    """What a run without a scheduler cannot have, whatever machine this is."""
+    """What the machine's file forbids: nodes without a scheduler, data of persons that it does not accept."""
     asked, name = config.resources.nodes, config.cluster.name
     if asked > 1 and config.cluster.executor == "local":
         yield PlanError(f"resources.nodes={asked}: cluster {name} has 1. Ask for fewer.")
+    takes, holds = config.cluster.facts.identifiers, config.data.identifiers
+    if takes is not None and holds is not None and config.job != "gather" and holds not in takes:
+        yield PlanError(
+            f"data.identifiers={holds}: cluster {name} accepts {', '.join(takes) or 'no data'}, says its file. "
+            "Take out what names persons and state it anew, or run elsewhere."
+        )
 
 
 def violations(config: Config, machine: Machine) -> Iterator[HpcaiError]:

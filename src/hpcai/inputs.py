@@ -17,7 +17,7 @@ import hpcai
 from hpcai.config.schema import Data
 from hpcai.errors import DataError, near, one_line
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".npz", ".dcm", ".nii", ".nii.gz")
 _DIGESTS: dict[tuple[object, ...], str] = {}  # of this process: the members of a sweep read the same files
 SHIPPED = Path(hpcai.__file__).parent / "shipped"
 
@@ -43,6 +43,15 @@ def locate(path: str) -> Path:
         shipped = ["shipped:" + str(f.relative_to(SHIPPED)) for f in sorted(SHIPPED.glob("*/*.npz"))]
         raise DataError(f"data.path={one_line(path, 80)}: is not shipped. {near(path, shipped)}")
     return file
+
+
+def located(data: Data) -> Data:
+    """`data` with absolute paths.
+
+    Raises: DataError for a shipped file that is not shipped.
+    """
+    root = None if data.root is None else str(expanded(data.root))
+    return data.model_copy(update={"path": str(locate(data.path)), "root": root})
 
 
 def expanded(path: str) -> Path:
@@ -92,24 +101,44 @@ def list_files(data: Data) -> list[Path]:
         raise DataError(f"{shown}: cannot be reached ({e.strerror}). Correct it, or ask for the right to read it.") from e
     if data.reader == "images":
         if not path.is_dir():
-            raise DataError(f"{shown}: is no folder. data.reader=images reads a folder of PNG and JPEG files.")
-        images = sorted(f for f in path.rglob("*") if _is_image(f.relative_to(path)))
+            raise DataError(f"{shown}: is no folder. data.reader=images reads a folder of image files.")
+        images = sorted(f for f in path.rglob("*") if is_image(path, f.relative_to(path)))
         if not images:
-            raise DataError(f"{shown}: holds no {', '.join(IMAGE_SUFFIXES)} file. Check the folder.")
+            raise DataError(
+                f"{shown}: holds no image ({', '.join(IMAGE_SUFFIXES)}, or DICOM without suffix). Check the folder."
+            )
         return images
     if not path.is_file():
         raise DataError(f"{shown}: is no plain file. data.reader={data.reader} reads one.")
     if not os.access(path, os.R_OK):
         raise DataError(f"{shown}: may not be read. Ask for the right to read it.")
-    return [path, *_listed(path, data.path_col)] if data.reader == "csv" else [path]
+    return (
+        [path, *_listed(path, Path(data.root) if data.root else path.parent, data.path_col)] if data.reader == "csv" else [path]
+    )
 
 
-def _is_image(path: Path) -> bool:
-    """By its name, as the reader goes by it: nothing hidden counts."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+def is_image(folder: Path, path: Path) -> bool:
+    """By the name of `path`, relative to `folder`; nothing hidden counts. Without a suffix, or with one of digits as UIDs have,
+    a file that says of itself that it is DICOM (and no DICOMDIR)."""
+    if any(part.startswith(".") for part in path.parts):
+        return False
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    bare = not path.suffix or path.suffix[1:].isdigit()
+    return bare and path.name != "DICOMDIR" and _says_dicom(folder / path)
 
 
-def _listed(listing: Path, path_col: str) -> list[Path]:
+def _says_dicom(path: Path) -> bool:
+    """Whether a plain file has `DICM` behind 128 bytes. Source: DICOM PS3.10, section 7.1."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as f:
+            return stat.S_ISREG(os.fstat(fd).st_mode) and f.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _listed(listing: Path, root: Path, path_col: str) -> list[Path]:
     """The files that a listing names and that exist; what is wrong with the others is the reader's to say, by row."""
     with listing.open(newline="", encoding="utf-8-sig", errors="replace") as f:
         head = f.readline()
@@ -119,7 +148,7 @@ def _listed(listing: Path, path_col: str) -> list[Path]:
             names = [row.get(path_col) for row in rows]
         except csv.Error as e:
             raise DataError(f"data: line {rows.line_num} of the listing cannot be read ({e}). Mend it.") from e
-    return sorted({listing.parent / n for n in names if n and (listing.parent / n).is_file()})
+    return sorted({root / n for n in names if n and exists(root / n) and (root / n).is_file()})
 
 
 def digest_file(path: Path) -> Input:

@@ -190,7 +190,8 @@ def _paths(config: Config) -> Iterator[PlanError]:
 def _unseen(config: Config) -> Iterator[tuple[str, str]]:
     """What is read or written outside the folders that compute nodes see. What is relative is not known yet."""
     shared = config.cluster.facts.shared
-    for key, path in (("data.path", config.data.path), ("runs_dir", config.runs_dir)):
+    named = {"data.path": config.data.path, "data.root": config.data.root or "", "runs_dir": config.runs_dir}
+    for key, path in named.items():
         forms = (path, os.path.realpath(path))
         if shared and path.startswith("/") and not any(_below(form, folder) for form in forms for folder in shared):
             yield key, path
@@ -300,13 +301,23 @@ def _doubts(config: Config, allocation: Allocation) -> Iterator[str]:
         for kind in ("second-hand", "unverified"):
             found = [f"{group}.{name}" for name in names if kinds[name] == kind]
             doubtful[kind] += [group] if names and len(found) == len(names) else found
-    general = [*GENERAL, *["gpu_request"] * bool(config.resources.gpus_per_node), *["default_qos"] * (cluster.qos is None)]
+    general = [
+        *GENERAL,
+        *["identifiers"] * _of_persons(config),
+        *["gpu_request"] * bool(config.resources.gpus_per_node),
+        *["default_qos"] * (cluster.qos is None),
+    ]
     for name in _stated(facts, general):
         if (kind := facts.standing(name)[0]) in doubtful:
             doubtful[kind].append(name)
     lines = [f"{kind}: {', '.join(names)}" for kind, names in doubtful.items() if names]
     if lines:
         yield f"cluster={cluster.name}: {'; '.join(lines)}. hpcai cluster check {cluster.name} says what is known from where."
+
+
+def _of_persons(config: Config) -> bool:
+    """Whether the data may lead to persons, so that it matters what the site accepts."""
+    return config.job != "gather" and config.data.identifiers in ("pseudonymised", "identifying")
 
 
 def _stated(group: BaseModel, names: Sequence[str]) -> list[str]:
@@ -321,4 +332,6 @@ def _unknown(config: Config, allocation: Allocation) -> Iterator[str]:
         "longest time": longest(ask), "most nodes": most_nodes(ask), "memory of a node": node.mem_gb,
         "whole nodes": node.whole_nodes, "charge": node.charge, **{name: getattr(facts, name) for name in MATTERS},
     }  # fmt: skip
+    if _of_persons(config):
+        found[f"whether it accepts {config.data.identifiers} data"] = facts.identifiers
     yield from (name for name, value in found.items() if value is None)

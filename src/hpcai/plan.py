@@ -32,6 +32,7 @@ from hpcai.rundir import RunDir
 if TYPE_CHECKING:  # what only a Slurm plan needs is imported by it: a plan for this machine starts without
     from hpcai.limits import Allocation
 
+LATER = ("root", "window")  # keys of data that came later, and whose null says what was so before
 GIVEN = ("labels", "image_size", "channels")  # keys of data that a job takes from the runs it names
 
 
@@ -107,7 +108,7 @@ def make_plan(
     trained: list[RunDir] = _try(faults, lambda: find_runs(config, finished=not pending)) or []
     if ended := [run for run in trained if _ended(run)]:
         config = _try(faults, lambda: with_trained(config, ended)) or config
-    data = _try(faults, lambda: config.data.model_copy(update={"path": str(inputs.locate(config.data.path))}))
+    data = _try(faults, lambda: inputs.located(config.data))
     if data and files is None:
         files = _try(faults, lambda: inputs.fingerprint(data))
     model = _try(faults, lambda: _located_model(config))
@@ -237,6 +238,8 @@ def decisive(config: Config) -> dict[str, Any]:
     for name in JOBS[config.job].reads:
         value = getattr(config, name)
         parts[name] = _identity(value) if isinstance(value, BaseModel) else value
+    if "data" in parts:  # a run without them is named as before there were such keys
+        parts["data"] = {k: v for k, v in parts["data"].items() if v is not None or k not in LATER}
     if JOBS[config.job].needs_run and "data" in parts:  # what the runs give follows from them; a pipeline does not know it yet
         parts["data"] = {k: v for k, v in parts["data"].items() if k not in GIVEN}
     if config.job == "predict" and config.predict.shards > 1:  # one run alone is named as before there were shards

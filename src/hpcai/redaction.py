@@ -39,7 +39,7 @@ SUFFIX = (
 )
 SECRET = r"(?:password|passwd|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization)"
 CALLED_SECRET = re.compile(rf"(?i){SECRET}")
-PATHS = ("path", "init_from", "binds", "mlflow")  # last parts of keys whose value is a path, however it looks
+PATHS = ("path", "root", "init_from", "binds", "mlflow")  # last parts of keys whose value is a path, however it looks
 TEXT = re.compile(  # each part begins where a word does, or is bounded: a line of a million letters is read once
     rf"""(?P<secret>(?i:(?<![\w-])(?:--?[\w-]{{0,60}}?{SECRET}[\w-]{{0,60}}[=\s]+"""
     rf"""|[\w-]{{0,60}}?{SECRET}[\w-]{{0,60}}["']?\s*[=:]\s*(?:(?:bearer|basic)\s+)?)))"""
@@ -76,11 +76,11 @@ class Redaction:
     def learn(self, run: RunDir, config: Any) -> None:
         """Takes in what a run's config says of its data, and whom its lists of cases name."""
         data = config.get("data") if isinstance(config, dict) else None
-        told, labels = (data.get("path"), data.get("labels")) if isinstance(data, dict) else (None, None)
+        told, root, labels = (data.get("path"), data.get("root"), data.get("labels")) if isinstance(data, dict) else (None,) * 3
         spared = PART | {str(label).lower() for label in (labels if isinstance(labels, list) else ())}
         spared |= {run.path.name.lower().rpartition("-")[0], run.path.name.lower()}
         files = _files(run)
-        where = {Path(told)} if isinstance(told, str) and told.startswith("/") else set()
+        where = {Path(path) for path in (told, root) if isinstance(path, str) and path.startswith("/")}
         with contextlib.suppress(ValueError):  # none, or some that are relative
             where.add(Path(os.path.commonpath(files)))
         names: set[str] = set()

@@ -264,12 +264,19 @@ def _inside(plan: JobPlan, config: Config, run: str, python: str) -> list[str]:
     named = [config.from_run] if isinstance(config.from_run, str) else config.from_run or []
     inputs = [
         path
-        for path in (config.data.path, config.model.init_from, *named, *config.predict.merge)
+        for path in (config.data.path, _folder_of_images(config), config.model.init_from, *named, *config.predict.merge)
         if path and path.startswith("/")
     ]
     binds = [f"{run}:{run}", *(f"{path}:{path}:ro" for path in dict.fromkeys(inputs)), *box.binds]
     begun = [*shlex.split(config.cluster.facts.container), *gpu]
     return [*begun, *(word for bind in binds for word in ("--bind", bind)), "--pwd", run, box.image, box.python]
+
+
+def _folder_of_images(config: Config) -> str | None:
+    """Of a listing: where what it lists lies."""
+    if config.data.reader != "csv":
+        return None
+    return config.data.root or str(Path(config.data.path).parent)
 
 
 def _mpi(config: Config) -> list[str]:

@@ -48,6 +48,7 @@ NOT_SENT = (
     "depends_on",
     "predict.merge",
     "data.path",
+    "data.root",
     "model.init_from",
     "tracking",
 )  # folders can be named after patients

@@ -129,6 +129,7 @@ def _without(raw: dict[str, Any], faults: Sequence[Mapping[str, Any]]) -> dict[s
             raw = _without(raw, [fault])
         elif isinstance(place, dict):
             place.pop(last, None)
+    raw.setdefault("data", {"identifiers": "none"})  # its own rule took the group out whole: what it had stated is not missed
     return _merged(STAND_INS, raw)
 
 
@@ -339,6 +340,17 @@ def _splits(cfg: Config) -> Iterator[str]:
         yield "data.split_col=null: data.split.by=published reads the split from a column. Name it, or take another split."
 
 
+STATE_IDENTIFIERS = (
+    "data.identifiers=null: must be stated. Write none (no file, name of a file or cell can name a person), pseudonymised "
+    "(codes, to which somebody has the key) or identifying (names, birth dates, faces): not every machine takes each."
+)
+
+
+def _identifiers(cfg: Config) -> Iterator[str]:
+    if cfg.job != "gather" and cfg.data.identifiers is None:  # gather reads rows of runs that have stated it
+        yield STATE_IDENTIFIERS
+
+
 def _tracking(cfg: Config) -> Iterator[str]:
     from importlib.util import find_spec
 
@@ -358,7 +370,7 @@ def _container(cfg: Config) -> Iterator[str]:
         yield f"{shown}: ranks run in a container on Slurm alone. Leave it out, or choose a cluster."
     if "://" in image:
         yield f"{shown}: is an address; a job fetches nothing. Pull it first, and give the file."
-    for path in (cfg.data.path, cfg.runs_dir):
+    for path in filter(None, (cfg.data.path, cfg.data.root, cfg.runs_dir)):
         if path.startswith("/") and ({":", ","} & set(path)):
             yield f"{shown}: {_shown(path)} holds a : or , which parts a bind. Choose another path."
 
@@ -370,6 +382,7 @@ RULES: dict[tuple[str, ...], Callable[[Config], Iterator[str]]] = {  # the keys 
     ("job", "data.image_size", "data.reader", "model.spatial_dims"): _sizes,
     ("job", "resources.nodes", "resources.tasks_per_node", "trainer.accumulate", "trainer.batch_size"): _batch,
     ("job", "data.reader", "data.split.by", "data.split_col"): _splits,
-    ("container.image", "cluster.executor", "data.path", "runs_dir"): _container,
+    ("job", "data.identifiers"): _identifiers,
+    ("container.image", "cluster.executor", "data.path", "data.root", "runs_dir"): _container,
     ("tracking.tensorboard", "tracking.mlflow"): _tracking,
 }

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from hpcai.config.words import NAME, Group, Name, PathText, Text, key
 
+Identifiers = Literal["none", "pseudonymised", "identifying"]  # how much of persons data may hold
 Standing = Literal["sourced", "second-hand", "probed", "unverified"]
 
 
@@ -110,6 +111,9 @@ class Facts(Group):
     scratch: PathText | None = key(None, "large and fast, not kept")
     shared: list[PathText] = key([], "folders that compute nodes see; empty: unknown")
     container: Text = key("apptainer exec", "how a container is run")
+    identifiers: list[Identifiers] | None = key(
+        None, "data of persons that it accepts (data.identifiers); null: unknown, ask the site", max_length=3
+    )
     internet: bool | None = key(None, "compute nodes reach the internet")
     login_modules: bool | None = key(None, "`module` exists on login nodes")
     driver: Text | None = key(None, "version of the NVIDIA driver")

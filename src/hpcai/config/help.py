@@ -28,9 +28,11 @@ hpcai: AI health workloads, from an experiment's name to a trained model and its
   python -m hpcai.run -m --search trials=30 +experiment=x 'trainer.lr=tag(log,interval(1e-4,1e-1))'
   python -m hpcai.run +experiment=pneumonia 'pipeline=[train,evaluate]'            jobs in a row
   hpcai status                                                       what there is; hpcai help: more verbs
+  hpcai new NAME --images DIR --labels labels.csv                    look at own images, write an experiment
 
 Words are Hydra's: key=value sets, +group=choice adds, group=choice replaces, ~key deletes.
 Quote a value that holds commas, brackets or quotes: 'data.path="/data/a,b"'.
+Your own data: hpcai new first; data.identifiers=none|pseudonymised|identifying must be stated.
 
 Options
   --config-dir DIR  experiments and other groups of your own, beside these

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from hpcai.config.facts import Facts
+from hpcai.config.facts import Facts, Identifiers
 from hpcai.config.trackers import mlflow_store
 from hpcai.config.words import Group as Group
 from hpcai.config.words import Name, PathText, Text
@@ -81,10 +81,11 @@ class Data(Group):
     name: Text = key("", "name of the data, for the report")
     reader: Literal["npz", "images", "csv"] = key(
         "npz",
-        "npz: arrays {split}_images, {split}_labels or images, labels; images: a folder of PNG/JPEG (label = "
-        "sub-folder); csv: a listing of image files",
+        "npz: arrays {split}_images, {split}_labels or images, labels; images: a folder of image files (label = "
+        "sub-folder); csv: a listing of image files (PNG, JPEG, npz; 2D DICOM and NIfTI with the extra imaging)",
     )
     path: PathText = key(..., "file or folder; `shipped:x` lies in the package")
+    root: PathText | None = key(None, "csv: folder that the listing's paths start from; null: the listing's own")
     sha256: str | None = key(None, "expected digest of the file (npz, csv)", pattern=r"^[0-9a-f]{64}$")
     labels: list[Text] = key(
         ..., "class names in order of their number; of two, the second is the positive one", min_length=2, max_length=1000
@@ -97,8 +98,15 @@ class Data(Group):
         min_length=2,
         max_length=3,
     )
+    window: list[float] | None = key(
+        None,
+        "DICOM, NIfTI and 16-bit PNG: [centre, width] of the values that become 0 to 1, in the file's unit (HU); null: the "
+        "file's own window, else its least to its greatest value",
+        min_length=2,
+        max_length=2,
+    )
     case_col: Text = key("case", "csv: column with the case's id")
-    path_col: Text = key("path", "csv: column with the image's path, relative to the listing")
+    path_col: Text = key("path", "csv: column with the image's path, relative to data.root")
     label_col: Text = key("label", "csv: column with the class name")
     patient_col: Text | None = key(None, "csv: column with the patient's id; splits then keep patients whole")
     group_cols: list[Text] = key(
@@ -110,9 +118,18 @@ class Data(Group):
     split_col: Text | None = key(None, "csv: column with train, val or test (split.by=published)")
     split: Split = key(Split(), "how cases are parted")
     eval_split: Literal["train", "val", "test", "all"] = key("test", "split that job=evaluate scores")
+    identifiers: Identifiers | None = key(
+        None,
+        "whom files and listing can name. none: nobody; pseudonymised: codes, to which somebody has the key; identifying: "
+        "names, dates, faces. train, evaluate and predict want it stated",
+        changes_result=False,
+    )
+    shareable: bool = key(False, "reports may show images and ids of cases (public data alone)", changes_result=False)
+    excluded: dict[Text, Annotated[int, Field(ge=0)]] = key(
+        {}, "what was found and left out before, {reason: cases}, for the report", changes_result=False, max_length=50
+    )
     source: Text = key("", "where the data comes from, for the report")
     licence: Text = key("", "licence of the data, for the report")
-    shareable: bool = key(False, "images and ids may be shown in reports that are mailed: public data", changes_result=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Data:
@@ -122,6 +139,10 @@ class Data(Group):
             raise ValueError("group_cols: a column is named twice. Name each once.")
         if self.image_size is not None and not all(1 <= n <= 4096 for n in self.image_size):
             raise ValueError(f"image_size={self.image_size}: each side lies in 1..4096 pixel. Correct it.")
+        if self.window is not None and not self.window[1] > 0:
+            raise ValueError(f"window={self.window}: the width must be greater than 0. Give [centre, width].")
+        if self.root is not None and self.reader != "csv":
+            raise ValueError("root: is for data.reader=csv alone. Leave it out.")
         return self
 
 

@@ -1,4 +1,4 @@
-"""PNG and JPEG files, decoded when asked for: a folder whose sub-folders are classes, or a listing (listing.py).
+"""Image files, decoded (decode.py) when asked for: a folder whose sub-folders are classes, or a listing (listing.py).
 
     FOLDER/<class>/...            label = first sub-folder            case id = path in the folder
     FOLDER/{train,val,test}/<class>/...    with data.split.by=published
@@ -9,23 +9,18 @@ EXIF orientation is not applied. Hidden files are skipped.
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from hpcai.config.schema import Data
 from hpcai.data.cases import SPLITS, Cases, Pixels, open_plain, raise_faults, read_file
+from hpcai.data.decode import decode, size_of
 from hpcai.data.listing import read_listing
 from hpcai.errors import DataError
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
-# over 89 megapixels Pillow warns, over twice that it refuses: for us both are one unreadable image
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+from hpcai.inputs import is_image
 
 
 class ImageCases(Cases):
@@ -38,14 +33,14 @@ class ImageCases(Cases):
         """
         self._folder, self._files, self._fingerprint = folder, files, fingerprint
         self._real = folder.resolve()
-        self._channels, self._size = cfg.channels, cfg.image_size
+        self._cfg, self._size = cfg, cfg.image_size
         if cfg.image_size is not None and len(cfg.image_size) != 2:
-            raise DataError(f"data.image_size={cfg.image_size}: PNG and JPEG are flat. Give (height, width).")
+            raise DataError(f"data.image_size={cfg.image_size}: these images are flat. Give (height, width).")
 
     def read(self, index: int) -> Pixels:
         """See Cases.read."""
         what = self.row(index)
-        return decode(read_file(self._path(index), what, self._fingerprint), what, self._channels, self._size)
+        return decode(read_file(self._path(index), what, self._fingerprint), what, self._cfg)
 
     def _path(self, index: int) -> Path:
         path = self._folder / self._files[index]
@@ -56,9 +51,9 @@ class ImageCases(Cases):
     def stored_size(self, index: int) -> tuple[int, int] | None:
         """See Cases.stored_size; from the header alone."""
         try:
-            with open_plain(self._path(index), "") as f, Image.open(f, formats=("PNG", "JPEG")) as image:
-                return image.height, image.width
-        except Exception:  # as in decode
+            with open_plain(self._path(index), "") as f:
+                return size_of(f)
+        except DataError:
             return None
 
     def check_one_size(self) -> None:
@@ -75,29 +70,6 @@ class ImageCases(Cases):
             (h, w), _ = sizes.most_common(1)[0]
             raise DataError(f"data.image_size=null: the images have {len(sizes)} sizes, {found}{more}. "
                             f"Set one, as data.image_size=[{h},{w}].")  # fmt: skip
-
-
-def decode(data: bytes, what: str, channels: int, size: list[int] | None) -> Pixels:
-    """The pixels of one PNG or JPEG, uint8 (channels, height, width): grey or RGB, resized to `size` if given.
-
-    Raises: DataError beginning with `what`.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as file:
-            image: Image.Image = file
-            if image.mode.startswith(("I", "F")):
-                raise DataError(f"{what}: has 16 bits a pixel. Choose a window and save 8 bits, or use an .npz of float32.")
-            if "transparency" in image.info:  # Pillow loses its way from a palette with alpha straight to grey
-                image = image.convert("RGBA")
-            image = image.convert("L" if channels == 1 else "RGB")
-            if size is not None:
-                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            x = np.array(image)
-    except DataError:
-        raise
-    except Exception as fault:  # damaged files raise OSError, ValueError, SyntaxError, struct.error, bomb errors ...
-        raise DataError(f"{what}: is no readable PNG or JPEG ({type(fault).__name__}). Replace or remove it.") from None
-    return x[None] if channels == 1 else np.ascontiguousarray(x.transpose(2, 0, 1))
 
 
 def open_images(cfg: Data, fingerprint: dict[str, str] | None, labelled: bool) -> Cases:
@@ -141,17 +113,12 @@ def _walk(folder: Path) -> list[str]:
         if any((Path(parent) / name).is_symlink() for name in folders):
             raise DataError("data.path: holds a link to a folder. Put the folder itself there.")
         inside = Path(parent).relative_to(folder)
-        files += [(inside / name).as_posix() for name in names if _is_image(inside / name)]
+        files += [(inside / name).as_posix() for name in names if is_image(folder, inside / name)]
     files.sort()
     for number, name in enumerate(files, 1):
         if any("\ud800" <= c <= "\udfff" for c in name):
             raise DataError(f"data: row {number}: the file's name is not UTF-8. Rename it.")
     return files
-
-
-def _is_image(path: Path) -> bool:
-    """By its name; `path` is relative to the folder, and nothing on it is hidden."""
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def _check_same_files(folder: Path, files: list[str], fingerprint: dict[str, str] | None) -> None:
@@ -160,7 +127,7 @@ def _check_same_files(folder: Path, files: list[str], fingerprint: dict[str, str
         return
     now = set(files)
     inside = (Path(f).relative_to(folder) for f in fingerprint if Path(f).is_relative_to(folder))
-    then = {f.as_posix() for f in inside if _is_image(f)}
+    then = {f.as_posix() for f in inside}
     if now != then:
         raise DataError(f"data.path: {len(now - then)} images are new since submission and {len(then - now)} are gone. "
                         "Restore the folder, or start another run with the data as it is.")  # fmt: skip
@@ -177,7 +144,7 @@ def _labels(classes: list[str], known: list[str]) -> np.ndarray[tuple[int], np.d
 
 
 def open_csv(cfg: Data, fingerprint: dict[str, str] | None, labelled: bool) -> Cases:
-    """The images that the listing `cfg.path` names; they lie in its folder.
+    """The images that the listing `cfg.path` names; they lie in `cfg.root`, or in its folder.
 
     Raises: DataError, or Faults with a line a row.
     """
@@ -189,7 +156,7 @@ def open_csv(cfg: Data, fingerprint: dict[str, str] | None, labelled: bool) -> C
     groups = {f"group_cols[{k}]": name for k, name in enumerate(cfg.group_cols if labelled else [])}
     rows = read_listing(read_file(listing, "data.path", fingerprint), columns | groups, blank=groups)
     raise_faults(_row_faults(rows, cfg.labels))
-    cases = ImageCases(listing.parent, [r["path_col"] for r in rows], cfg, fingerprint)
+    cases = ImageCases(Path(cfg.root) if cfg.root else listing.parent, [r["path_col"] for r in rows], cfg, fingerprint)
     cases.first_row = 2
     cases.ids = [r["case_col"] for r in rows]
     number = {name: i for i, name in enumerate(cfg.labels)}
