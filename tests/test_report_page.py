@@ -173,6 +173,15 @@ def test_the_stated_prevalence_is_told(full: RunDir) -> None:
     assert "At the stated prevalence of 10.0 % they follow" in text and "PPV at the stated prevalence" in text
 
 
+def test_what_was_left_out_before_stands_in_the_flow(tmp_path: Path) -> None:
+    labels = ["normal", "pneumonia"]
+    run = make_run(tmp_path / "run", data={"labels": labels, "excluded": {"no label": 7, "cannot be read": 2, "twice": 0}})
+    report, page = report_of(run)
+    kept = sum(split["cases"] for split in report["splits"].values())
+    assert report["flow"]["excluded"] == [{"why": "no label", "n": 7}, {"why": "cannot be read", "n": 2}]
+    assert report["flow"]["found"] == kept + 9 and "no label" in text_of(page)
+
+
 def test_mistakes_are_told_by_row_number(full: RunDir) -> None:
     case = {"row": "row 1234", "score": 0.98, "threshold": 0.5}
     told = {"split": "test", "shown": "rows", "false_positive": [case], "false_negative": []}

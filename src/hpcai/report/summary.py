@@ -64,7 +64,7 @@ def _study(folder: Folder) -> dict[str, str]:
 def _flow(folder: Folder, splits: Json) -> Json:
     """How many cases were found, what was left out of them and why, and how many of each split have a score."""
     before = (folder.config.get("data") or {}).get("excluded") or {}  # as `hpcai new` counted
-    excluded = [{"why": str(why), "n": int(n)} for why, n in before.items() if n]
+    excluded: list[Json] = [{"why": str(why), "n": int(n)} for why, n in before.items() if n]
     excluded += [{"why": "could not be read", "n": folder.failed}] if folder.failed else []
     kept = sum(split["cases"] for split in splits.values())
     scored = {split: len(rows.case) for split, rows in folder.rows.items()}
