@@ -118,7 +118,8 @@ def test_forty_files_of_twenty_patients_with_three_faults_go_from_new_to_a_repor
     assert cli.main(["run", *words]) == 2  # not stated yet
     assert cli.main(["run", *words, "data.identifiers=none"]) == 0
     (report,) = Path("runs").glob("ward-*/report.json")
-    assert json.loads(report.read_text())["job"] == "train"
+    flow = json.loads(report.read_text())["flow"]
+    assert flow["found"] == 42 and {out["why"]: out["n"] for out in flow["excluded"]} == reasons
     config = load([w for w in words if w not in ("--config-dir", "mine")] + ["data.identifiers=none"], Path("mine"))
     assert config.data.excluded == reasons and config.data.shareable is False
     assert config.data.labels == ["no", "fracture"]

@@ -218,9 +218,11 @@ def test_a_prediction_on_two_ranks_and_an_evaluation_verify(
         "resources.tasks_per_node=2",
         f"runs_dir='{launcher.runs}'",
     ]
-    done = launcher("name=pred", "job=predict", "data.reader=images", f"data.path='{images}'", *words, bare=True)
+    done = launcher(
+        "name=pred", "job=predict", "data.identifiers=none", "data.reader=images", f"data.path='{images}'", *words, bare=True
+    )
     assert done.rc == 0, done.err
-    done = launcher("name=eval", "job=evaluate", f"data.path='{data}'", *words, bare=True)
+    done = launcher("name=eval", "job=evaluate", "data.identifiers=none", f"data.path='{data}'", *words, bare=True)
     assert done.rc == 0, done.err
     for name in ("pred", "eval"):
         told = verify(launcher.run_dir(name))

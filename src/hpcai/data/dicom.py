@@ -76,9 +76,9 @@ def _own_window(x: npt.NDArray[Any], found: Any) -> npt.NDArray[np.float32]:
         top = 2.0 ** int(found.VOILUTSequence[0].LUTDescriptor[2]) - 1
         return windowed(apply_voi_lut(x, found), (top / 2, top))
     centre, width = _first(found.get("WindowCenter")), _first(found.get("WindowWidth"))
-    if centre is None or width is None or width < 1:
-        return windowed(x, None)
     function = str(found.get("VOILUTFunction") or "LINEAR")
+    if centre is None or width is None or width < 1e-6 or (function == "LINEAR" and width < 1):
+        return windowed(x, None)
     if function == "SIGMOID":
         y = 1 / (1 + np.exp(-4 * (x.astype(np.float64) - centre) / width))
         return np.asarray(y, np.float32)
