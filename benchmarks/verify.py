@@ -71,7 +71,7 @@ def trained(folder: Path) -> RunDir:
         arrays[f"{split}_images"] = (rng.integers(0, 120, (n, 8, 8)) + y[:, None, None] * 40).astype(np.uint8)
         arrays[f"{split}_labels"] = y[:, None]
     np.savez(folder / "tiny.npz", **arrays)
-    words = [*WORDS.split(), f"data.path={folder / 'tiny.npz'}", f"runs_dir={folder / 'runs'}"]
+    words = [*WORDS.split(), "data.identifiers=none", f"data.path={folder / 'tiny.npz'}", f"runs_dir={folder / 'runs'}"]
     subprocess.run([sys.executable, "-m", "hpcai.run", *words], check=True, stdout=subprocess.DEVNULL)
     (path,) = (folder / "runs").glob("tiny-*")
     copy = folder / "copy" / path.name  # a run may be moved
