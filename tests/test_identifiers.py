@@ -179,6 +179,29 @@ def test_every_keyword_looked_for_is_one_of_the_standard() -> None:
 
 
 @pytest.mark.imaging
+@pytest.mark.parametrize(("header", "proposed"), [
+    ({"PatientName": "", "PatientID": "code 7"}, "pseudonymised"), ({"PatientName": "", "PatientID": ""}, "none"),
+    ({"PatientName": "A^B", "PatientID": "code 7"}, "identifying"),
+])  # fmt: skip
+def test_new_proposes_what_the_headers_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, header: dict[str, str], proposed: str
+) -> None:
+    from test_decode import dicom_bytes
+
+    from hpcai import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "img").mkdir()
+    lines = ["image,class"]
+    for i in range(12):
+        (tmp_path / f"img/{i}.dcm").write_bytes(dicom_bytes(seed=i, **header))
+        lines.append(f"{i},{'ab'[i % 2]}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    assert cli.main(["new", "ct", "--images", "img", "--labels", "labels.csv"]) == 0
+    assert f"data.identifiers={proposed}\n" in capsys.readouterr().out
+
+
+@pytest.mark.imaging
 def test_new_counts_headers_and_shows_no_value(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

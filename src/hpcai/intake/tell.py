@@ -22,7 +22,8 @@ def tell(facts: Json, written: list[str], config_dir: str) -> list[str]:
     for note in notes(facts):
         lines += textwrap.wrap(f"note: {note}", COLUMNS + WIDTH, initial_indent="  ", subsequent_indent=" " * 8)
     persons = facts["identifiers"]
-    state = "identifying" if persons and persons["direct"] else "none"
+    coded = bool(persons and "patient ids" in persons["kinds"])
+    state = "identifying" if persons and persons["direct"] else "pseudonymised" if coded else "none"
     lines += ["", *(f"  wrote {path}" for path in written), ""]
     lines += [f"  next: hpcai run +experiment={facts['name']} --config-dir {shlex.quote(config_dir)} data.identifiers={state}"]
     lines += ["        (none, pseudonymised or identifying: whom files and listing can name is yours to state)"]
