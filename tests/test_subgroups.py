@@ -110,6 +110,8 @@ def test_each_split_is_described_with_what_is_missing() -> None:
     age = [str(40 + i % 30) for i in range(299)] + [None]
     t = table(age=age, sex=["f", "m"] * 150)
     found = {c["name"]: c for c in characteristics(t, ["no", "yes"])}
+    shuffled = t.take(np.random.default_rng(0).permutation(300).tolist())
+    assert list(characteristics(shuffled, ["no", "yes"])[0]["splits"]) == ["train", "test"]  # as cases flow
     assert found["label"]["splits"]["test"] == {"n": 100, "missing": 0, "levels": {"no": 50, "yes": 50}, "hidden": 0}
     assert found["sex"]["splits"]["train"]["levels"] == {"f": 100, "m": 100}
     test = found["age"]["splits"]["test"]

@@ -64,7 +64,9 @@ def characteristics(table: CaseTable, labels: Sequence[str]) -> list[Json]:
     Of a text the levels that some split may tell; null in a split where they are few, and the others only counted (`hidden`).
     """
     classes = [None if k < 0 or k >= len(labels) else labels[k] for k in table.label.tolist()]
-    parts = {split: np.flatnonzero([s == split for s in table.split]) for split in dict.fromkeys(table.split)}
+    there = set(table.split)
+    order = [*(s for s in ("train", "val", "test") if s in there), *sorted(there - {"train", "val", "test"})]
+    parts = {split: np.flatnonzero([s == split for s in table.split]) for split in order}
     found = []
     for column in (Column("label", classes, None), *columns(table)):
         told = _levels(column, parts, table) if column.number is None else _quantities(column.number, parts, table)
