@@ -15,7 +15,11 @@ from hpcai.config.check import check
 from hpcai.config.schema import Config
 
 MACHINE = Machine(cores=8, mem_gb=16.0, gpus=("A", "B"), cpu="c", system="s")
-RAW: dict[str, Any] = {"name": "x", "data": {"path": "x", "labels": ["a", "b"]}, "cluster": {"name": "here"}}
+RAW: dict[str, Any] = {
+    "name": "x",
+    "data": {"path": "x", "labels": ["a", "b"], "identifiers": "none"},
+    "cluster": {"name": "here"},
+}
 
 
 def config(job: str = "train", norm: str = "group", **resources: Any) -> Config:

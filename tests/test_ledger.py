@@ -48,6 +48,13 @@ def test_runs_and_configurations_of_a_split_are_counted(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / ledger.NAME).stat().st_mode) == 0o600
 
 
+def test_a_try_is_not_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "try-x-1", name="try-x")
+    write_report(run)
+    assert not run.ledger.exists() and not (tmp_path / "runs" / ledger.NAME).exists()
+    assert "ledger" not in rundir.read_json(run.report_json)
+
+
 def test_a_run_that_goes_on_counts_once_and_says_the_same(tmp_path: Path) -> None:
     run = prepared(tmp_path, "a-1")
     first = ledger.note(run, "test", CASES)

@@ -14,7 +14,14 @@ from hpcai.config.check import check
 from hpcai.rundir import RunDir
 from hpcai.watch import Screen, Tail, ago, answer, conclude, duration, shown
 
-CONFIG = check({"name": "x", "data": {"path": "x", "labels": ["a", "b"]}, "cluster": {"name": "x"}, "trainer": {"epochs": 5}})
+CONFIG = check(
+    {
+        "name": "x",
+        "data": {"path": "x", "labels": ["a", "b"], "identifiers": "none"},
+        "cluster": {"name": "x"},
+        "trainer": {"epochs": 5},
+    }
+)
 TRAIN = {"kind": "train", "step": 10, "epoch": 2, "loss": 0.5, "lr": 0.1, "samples_s": 1234.5, "left_s": 100.4, "time": 0.0}
 VAL = {"kind": "val", "step": 10, "epoch": 2, "auc": 0.9, "low": 0.85, "high": 0.95, "n": 9, "best": True, "time": 0.0}
 

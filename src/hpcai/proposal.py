@@ -27,13 +27,19 @@ from hpcai.plan import JobPlan
 from hpcai.rundir import RunDir
 from hpcai.runs import DAMAGED
 
+TRY = "try-"
 MARGIN = 1.5
 STATED = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task")  # what a pace depends on
 
 
 def name_of_try(name: str) -> str:
     """The name of a run's try. It begins otherwise, so that the beginning of the run's own name stays clear."""
-    return f"try-{name}"[:64]
+    return f"{TRY}{name}"[:64]
+
+
+def is_try(name: object) -> bool:
+    """Whether a run of this name is a try: its score is of a few steps, and nobody chooses by it."""
+    return str(name).startswith(TRY)
 
 
 @dataclass(frozen=True)

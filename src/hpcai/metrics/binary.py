@@ -16,6 +16,7 @@ from hpcai.metrics.calibration import brier, calibration, ece
 from hpcai.metrics.estimate import Estimate
 from hpcai.metrics.intervals import (
     Interval,
+    Z,
     delong,
     effective,
     mean_of_two,
@@ -23,7 +24,6 @@ from hpcai.metrics.intervals import (
     newcombe,
     on_logit,
     ratio_of_two,
-    student,
     wilson,
 )
 from hpcai.metrics.measures import areas
@@ -207,7 +207,7 @@ def _ratio(name: str, sample: Sample, first: Estimate, second: Estimate, of: Cal
             drawn = of(sample.drawn)
         usable = drawn[np.isfinite(drawn) & (drawn > 0)]
         if len(usable) > len(drawn) * 0.95 and usable.min() < usable.max():
-            half = student(sample.count(np.ones(n, bool)) - 1) * float(np.log(usable).std(ddof=1))
+            half = Z * float(np.log(usable).std(ddof=1))  # by Student's t 97.2 % held at 34 patients: too wide
             method = f"bootstrap, logarithm; {sample.drawn_note()}"
             return Estimate(name, sample.split, value, value * math.exp(-half), value * math.exp(half), n, method)
     low, high = ratio_of_two(first.value, a, second.value, b)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hpcai import ledger, meter, seal
+from hpcai import ledger, meter, proposal, seal
 from hpcai.rundir import RunDir, read_json, write_bytes, write_json
 
 
 def write_report(run: RunDir) -> None:
-    """Writes what the ledger says (not of predictions), report.json, manifest.json and, with the seal on it, report.html.
+    """Writes what the ledger says, report.json, manifest.json and, with the seal on it, report.html.
 
-    What the folder lacks is left out of them. All that the seal covers must have been written before.
+    The ledger counts no predictions and no tries. What the folder lacks is left out. All that the seal covers must have been written before.
 
     Raises:
         RunError: a file of the folder is damaged.
@@ -25,7 +25,7 @@ def write_report(run: RunDir) -> None:
 
     meter.settle()
     folder = read_folder(run)
-    if folder.judged is not None:
+    if folder.judged is not None and not proposal.is_try(folder.config.get("name")):
         told = ledger.note(run, folder.judged, folder.labelled[folder.judged].case)
         folder = replace(folder, ledger=told)
     write_json(run.report_json, summarize(folder))
