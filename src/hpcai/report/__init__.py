@@ -15,7 +15,8 @@ from hpcai.rundir import RunDir, read_json, write_bytes, write_json
 def write_report(run: RunDir) -> None:
     """Writes what the ledger says, report.json, manifest.json and, with the seal on it, report.html.
 
-    The ledger counts no predictions and no tries. What the folder lacks is left out. All that the seal covers must have been written before.
+    The ledger counts no predictions and no tries. What the folder lacks is left out. All that the seal covers must have been
+    written before.
 
     Raises:
         RunError: a file of the folder is damaged.
