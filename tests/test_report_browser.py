@@ -152,7 +152,8 @@ def test_the_numbers_on_the_page_are_those_of_report_json(browser: Any, runs: di
         for e in report["estimates"]:
             key = f"{e['split']}/{e['name']}"
             assert shown[f"{key}/value"] == figure(e["name"], e["value"])
-            assert shown[f"{key}/interval"] == f"{figure(e['name'], e['low'])} to {figure(e['name'], e['high'])}"
+            ends = "–" if e["low"] is None else f"{figure(e['name'], e['low'])} to {figure(e['name'], e['high'])}"
+            assert shown[f"{key}/interval"] == ends
             assert shown[f"{key}/n"] == f"{e['n']:,}"
         for split, matrix in report["confusion"].items():
             for i, row in enumerate(matrix):

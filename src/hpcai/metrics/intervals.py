@@ -81,7 +81,7 @@ def newcombe(auc: float, positives: int, negatives: int) -> Interval:
         spread = 1 + (size - 1) * ((1 - t) / (2 - t) + t / (1 + t))
         return (t - auc) ** 2 <= Z * Z * t * (1 - t) * spread / (positives * negatives)
 
-    return _edge(inside, auc, 0.0), _edge(inside, auc, 1.0)
+    return edge(inside, auc, 0.0), edge(inside, auc, 1.0)
 
 
 def resampled(statistic: Callable[[NDArray[Any]], Floats], groups: NDArray[Any]) -> Floats:
@@ -229,7 +229,7 @@ def _expit(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def _edge(inside: Callable[[float], bool], start: float, end: float) -> float:
+def edge(inside: Callable[[float], bool], start: float, end: float) -> float:
     """The last point that is `inside` on the way from `start` to `end`, by halving."""
     if inside(end):
         return end

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcai.metrics.classification import Threshold, predicted, units, weighted_macro_auc
-from hpcai.metrics.intervals import RESAMPLES, Interval, Z, newcombe, percentile, resampled, wilson
+from hpcai.metrics.intervals import RESAMPLES, Interval, Z, edge, newcombe, percentile, resampled, wilson
 from hpcai.metrics.rows import Bools, Floats, Ints, Rows
 
 Measure = Callable[[Ints], Floats]  # weights (b, n) -> (b,)
@@ -193,17 +193,7 @@ def tango(only_first: int, only_second: int, n: int) -> Interval:
         variance = n * (2 * q + delta * (1 - delta))
         return (b - c - n * delta) ** 2 <= Z * Z * max(0.0, variance)
 
-    return _edge(inside, (b - c) / n, -1.0), _edge(inside, (b - c) / n, 1.0)
-
-
-def _edge(inside: Callable[[float], bool], start: float, end: float) -> float:
-    """The last point that is `inside` on the way from `start` to `end`, by halving."""
-    if inside(end):
-        return end
-    for _ in range(60):
-        middle = (start + end) / 2
-        start, end = (middle, end) if inside(middle) else (start, middle)
-    return start
+    return edge(inside, (b - c) / n, -1.0), edge(inside, (b - c) / n, 1.0)
 
 
 def verdict(difference: Difference, margin: float) -> str:
