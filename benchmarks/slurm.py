@@ -125,10 +125,10 @@ class Site:
     def send(self, words: Sequence[str], env: dict[str, str]) -> RunDir:
         """A run that nobody ran before, submitted."""
         self.seed += 1
-        before = set(self.runs.glob("*"))
+        before = set(self.runs.glob("*/"))
         command = [sys.executable, "-m", "hpcai.run", *words, f"seed={self.seed}", f"runs_dir={self.runs}"]
         subprocess.run(command, env=env, cwd="/", check=True, capture_output=True)
-        (run,) = set(self.runs.glob("*")) - before
+        (run,) = set(self.runs.glob("*/")) - before
         return RunDir(run)
 
     def queue(self) -> dict[str, str]:
