@@ -58,7 +58,8 @@ def trained(folder: Path, *words: str) -> tuple[RunDir, str]:
     """A real run on planted data, and what it said."""
     listing = plant(folder / f"Klinik {NAME}")
     said = hpcai(
-        folder, "run", "name=tiny", "data.reader=csv", f"data.path={listing}", LABELS, "data.patient_col=patient",
+        folder, "run", "name=tiny", "data.reader=csv", "data.identifiers=identifying", f"data.path={listing}", LABELS,
+        "data.patient_col=patient",
         "data.group_cols=[site]", "data.split.by=published", "data.split_col=split", "trainer.epochs=1",
         "trainer.batch_size=16", "model.width=8", "resources.cpus_per_task=1", *words,
     )  # fmt: skip

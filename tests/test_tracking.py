@@ -288,7 +288,8 @@ folder, stores = Path(sys.argv[1]), sys.argv[2:]
 for i, store in enumerate(stores):
     run = RunContext(RunDir(folder / f"{i}"))
     lease.take(run.dir, 1)
-    words = ["name=many", "data.path=x", "data.labels=[a,b]", *NONE, "tracking.wait_s=240", f"tracking.mlflow='{store}'"]
+    words = ["name=many", "data.path=x", "data.labels=[a,b]", "data.identifiers=none", "tracking.wait_s=240"]
+    words += [f"tracking.mlflow='{store}'"]
     with tracking.follow(load(words), run):
         pass
     assert not [r for rank in lease.records(run.dir, 1).values() for r in rank], "warned"
