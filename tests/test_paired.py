@@ -57,7 +57,7 @@ def test_values_are_those_of_each_side(each: int = 3) -> None:
     assert told["sensitivity"].second == pytest.approx((b.rows.scores[positive, 1] >= 0.5).mean())
     assert told["specificity"].n == 30
     for d in told.values():
-        assert d.value == d.first - d.second and d.low <= d.value <= d.high  # type: ignore[operator]
+        assert d.value == d.first - d.second and d.low <= d.value <= d.high
         assert "patients" in d.method
 
 
@@ -66,31 +66,31 @@ def test_pairing_makes_the_interval_narrower_than_of_two_sets_of_cases() -> None
     (d, *_) = differences([a], [b])
     (other,) = simulated(400, 0.9, seed=1)
     (e, *_) = differences([a], [Judged(Rows(a.rows.case, None, a.rows.label, other.rows.scores), HALF)])
-    assert d.high - d.low < 0.5 * (e.high - e.low)  # type: ignore[operator]
+    assert d.high - d.low < 0.5 * (e.high - e.low)
 
 
 def test_sides_change_places_with_the_sign() -> None:
     a, b = simulated(100, 1.5, 0.5, each=2)
     for d, e in zip(differences([a], [b]), differences([b], [a]), strict=True):
-        assert (d.value, d.low, d.high) == pytest.approx((-e.value, -e.high, -e.low))  # type: ignore[operator]
+        assert (d.value, d.low, d.high) == pytest.approx((-e.value, -e.high, -e.low))
 
 
 def test_each_side_is_called_by_its_own_threshold() -> None:
     (a,) = simulated(60, 1.0)
     b = Judged(a.rows, Threshold(0.9, "0.9", "val", 1))
     told = {d.name: d for d in differences([a], [b])}
-    assert told["auc"].value == 0 and told["sensitivity"].value > 0 > told["specificity"].value  # type: ignore[operator]
+    assert told["auc"].value == 0 and told["sensitivity"].value > 0 > told["specificity"].value
 
 
 def test_two_faultless_models_on_few_cases_are_not_shown_equal() -> None:
     label = [0, 1] * 6
     a, b = judged(label, [0.1, 0.9] * 6), judged(label, [0.2, 0.8] * 6)
     for d in differences([a], [b]):
-        assert d.value == 0 and d.low < -0.1 and d.high > 0.1 and verdict(d, 0.05) == "not shown"  # type: ignore[operator]
+        assert d.value == 0 and d.low < -0.1 and d.high > 0.1 and verdict(d, 0.05) == "not shown"
     patients = [f"p{i // 4}" for i in range(12)]
     a, b = (Judged(Rows(j.rows.case, patients, j.rows.label, j.rows.scores), HALF) for j in (a, b))
     for d in differences([a], [b]):
-        assert d.low < -0.3 and "no resample differs" in d.method  # type: ignore[operator]
+        assert d.low < -0.3 and "no resample differs" in d.method
 
 
 def test_one_class_alone_has_no_auc_and_no_verdict() -> None:
@@ -110,14 +110,14 @@ def test_more_classes_are_compared_by_macro_auc() -> None:
         sides.append(Judged(rows, None))
     told = {d.name: d for d in differences(sides[:1], sides[1:])}
     assert list(told) == ["macro_auc", "accuracy", "sensitivity[0]", "sensitivity[1]", "sensitivity[2]"]
-    assert told["macro_auc"].low > 0.2 and told["sensitivity[1]"].n == 20  # type: ignore[operator]
+    assert told["macro_auc"].low > 0.2 and told["sensitivity[1]"].n == 20
 
 
 def test_a_side_of_several_seeds_is_their_mean() -> None:
     a, b, c = simulated(80, 1.0, 2.0, 0.5)
     (d, *_) = differences([a, b], [c])
     mine, other, theirs = (value_of(j, "auc") for j in (a, b, c))
-    assert d.first == pytest.approx((mine + other) / 2) and d.second == pytest.approx(theirs)  # type: ignore[operator]
+    assert d.first == pytest.approx((mine + other) / 2) and d.second == pytest.approx(theirs)
 
 
 # --- Tango's interval

@@ -20,7 +20,7 @@ def test_mean_and_sd_are_over_seeds_and_the_interval_over_cases() -> None:
     (told, *_) = spreads(side)
     values = [value_of(j, "auc") for j in side]
     assert told.values == tuple(values) and told.seeds == 3
-    assert (told.mean, told.sd) == pytest.approx((fmean(values), stdev(values)))  # type: ignore[type-var]
+    assert (told.mean, told.sd) == pytest.approx((fmean(values), stdev(values)))
     drawn = resampled(lambda w: np.mean([weighted_macro_auc(w, j.rows) for j in side], 0), np.array(side[0].rows.case))
     assert (told.low, told.high) == pytest.approx(percentile(drawn))
 
@@ -28,7 +28,7 @@ def test_mean_and_sd_are_over_seeds_and_the_interval_over_cases() -> None:
 def test_seeds_that_agree_have_no_spread_but_an_interval_all_the_same() -> None:
     (one,) = simulated(40, 1.0)
     (told, *_) = spreads([one, one])
-    assert told.sd == 0 and told.low < told.mean < told.high  # type: ignore[operator]
+    assert told.sd == 0 and told.low < told.mean < told.high
 
 
 def test_one_run_has_no_sd() -> None:

@@ -35,7 +35,7 @@ def test_a_site_that_tells_the_class_is_found_and_rivals_the_network(text: bool)
     assert found is not None and found.columns == ["site"] and found.n_train == 600
     assert (found.estimate.value or 0) > 0.75
     value, low, high = found.difference.value, found.difference.low, found.difference.high
-    assert value == pytest.approx((found.network.value or 0) - (found.estimate.value or 0)) and low < value < high  # type: ignore[operator]
+    assert value == pytest.approx((found.network.value or 0) - (found.estimate.value or 0)) and low < value < high
 
 
 def test_a_site_that_tells_nothing_is_chance_and_the_network_is_shown_to_be_better() -> None:

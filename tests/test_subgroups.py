@@ -50,7 +50,7 @@ def test_image_sizes_are_a_column_where_they_differ() -> None:
     t = table(4)
     assert columns(t) == []
     sizes_ = [(4, 6), (4, 6), None, (8, 8)]
-    (column,) = columns(CaseTable(t.case, t.split, t.label, size=sizes_))  # type: ignore[arg-type]
+    (column,) = columns(CaseTable(t.case, t.split, t.label, size=sizes_))
     assert column.name == "image size" and column.text == ["4 x 6", "4 x 6", None, "8 x 8"]
 
 

@@ -17,7 +17,7 @@ from hpcai.metrics.rows import Bools, Floats
 from hpcai.metrics.sample import Sample
 
 BINS = 10
-LEAST = 10  # cases of a bin, and of any group that is shown
+LEAST = 10  # cases of a bin
 POINTS = 50  # of the smooth curve
 ECE_NOTE = "no interval: a resample's bins are noisier than the data's, so a bootstrap of it is far off"
 

@@ -54,12 +54,16 @@ class Shift:
         return _least(self.within)
 
     @property
+    def label_shift_rejected(self) -> bool:
+        """Scores differ within a class: a correction for prevalence alone would be wrong."""
+        return self.label_shift_p < SIGNIFICANT
+
+    @property
     def verdict(self) -> str:
         """As report.json has it."""
-        if not (self.prevalence_differs or self.score_differs or self.label_shift_p < SIGNIFICANT):
-            return "same"
-        rejected = self.label_shift_p < SIGNIFICANT
-        return "differs, label shift rejected" if rejected else "differs, label shift not rejected"
+        if self.label_shift_rejected:
+            return "differs, label shift rejected"
+        return "differs, label shift not rejected" if self.prevalence_differs or self.score_differs else "same"
 
 
 def shift(first: Rows, second: Rows) -> Shift:

@@ -68,7 +68,7 @@ def _shift(folder: Folder) -> Json | None:
         "prevalence": [_shares(t, folder) for t in found.prevalence],
         "score": {"statistic": score.statistic, "p": min(1.0, score.p * len(found.score)), "method": score.method},
         "within": [{"class": folder.labels[t.k], "p": t.p, "method": t.method} for t in found.within],
-        "label_shift": {"rejected": "rejected" in found.verdict and "not" not in found.verdict, "p": found.label_shift_p},
+        "label_shift": {"rejected": found.label_shift_rejected, "p": found.label_shift_p},
         "verdict": found.verdict,
         "sentence": sentence(found, folder),
     }
@@ -92,7 +92,7 @@ def sentence(found: Shift, folder: Folder) -> str:
             f"{folder.labels[t.k]} is {k1:,} of {n1:,} cases ({percent(k1 / n1)}) there and {k2:,} of {n2:,} "
             f"({percent(k2 / n2)}) in the test ({t.method}, p {_p(p)})"
         )
-    if found.label_shift_p < 0.05:
+    if found.label_shift_rejected:
         too = " too" if words else ""
         words.append(f"scores within a class differ{too} (Kolmogorov-Smirnov, p {_p(found.label_shift_p)})")
         end = "A correction for prevalence alone would be wrong, and a threshold chosen on validation may be off."
