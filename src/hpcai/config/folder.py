@@ -14,6 +14,7 @@ from hpcai.config.site import LOCAL, is_folder, site_file, site_folder, site_nam
 from hpcai.config.userfile import MAX_VALUES, NAME, UserFile, read_user_file, refuse_key
 from hpcai.errors import ConfigError, Faults, near, one_line
 
+BOOKS = {"analytes", "diseases", "rules", "policy", "controls", "simulation"}  # facts that hpcai.book reads: no groups of keys
 FILE_COST = 20  # a file costs Hydra as much as so many values
 
 
@@ -174,5 +175,6 @@ def _is_shipped(name: str) -> bool:
 @functools.cache
 def shipped() -> dict[str, tuple[str, ...]]:
     """hpcai's own groups, each with the names of its files."""
-    folders = sorted(p for p in shipped_folder().iterdir() if p.is_dir() and not p.name.startswith(("_", ".")))
+    found = (p for p in shipped_folder().iterdir() if p.is_dir() and not p.name.startswith(("_", ".")))
+    folders = sorted(p for p in found if p.name not in BOOKS)
     return {folder.name: tuple(sorted(f.stem for f in folder.glob("*.yaml"))) for folder in folders}
