@@ -48,10 +48,10 @@ clean:  ## remove the environment; runs/ stays
 
 # `run` needs hpcai alone; `test` needs its extras too. A changed constraint or dependency installs anew.
 $(READY)run: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
-	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e .
+	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[screening]'
 	@touch $@
 $(READY)test: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
-	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[dev,imaging,browser,hpo,tensorboard,mlflow,mpi,notebook]'
+	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[dev,imaging,browser,hpo,tensorboard,mlflow,mpi,notebook,screening]'
 	@touch $@ $(READY)run
 $(READY)bench: $(READY)test
 	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[bench]'

@@ -37,6 +37,9 @@ def main(cfg: Config, run: RunContext) -> None:
 
     Raises: DataError, RunError, Stopped.
     """
+    if cfg.data.reader == "table":
+        evaluate_table(cfg, run)
+        return
     gpus, deterministic = cfg.resources.gpus_per_node, cfg.trainer.deterministic
     with follow(cfg, run), process_group(run, gpus=gpus, seed=cfg.seed, deterministic=deterministic, mpi=True) as group:
         members, name = sources(cfg, run.dir), cfg.data.eval_split
@@ -71,3 +74,16 @@ def main(cfg: Config, run: RunContext) -> None:
             run.note("progress", step=len(indices))
             note_pictures(run.dir, cases)
             write_report(run.dir)
+
+
+def evaluate_table(cfg: Config, run: RunContext) -> None:
+    """The same by what job=fit left. One rank works: tables are small."""
+    if not run.ranks.first:
+        return
+    if cfg.task.name == "screening":
+        from hpcai.screening.fit import evaluate
+    else:
+        from hpcai.tabular.apply import evaluate
+    with follow(cfg, run):
+        evaluate(cfg, run)
+        write_report(run.dir)

@@ -43,8 +43,12 @@ def main(cfg: Config, run: RunContext) -> None:
     Raises: DataError if no case at all could be read, or shards do not fit together; PlanError, RunError, Stopped.
     """
     with follow(cfg, run):
-        if cfg.predict.merge:
+        if cfg.task.name == "screening":
+            screened(cfg, run)
+        elif cfg.predict.merge:
             merge(cfg, run)
+        elif cfg.data.reader == "table":
+            score_table(cfg, run)
         else:
             score(cfg, run)
 
@@ -81,6 +85,26 @@ def score(cfg: Config, run: RunContext) -> None:
             raise DataError(_nothing(len(cases), run.dir))
         if group.first:
             answer(run, members, rows + lost, whole=shard is None)
+
+
+def score_table(cfg: Config, run: RunContext) -> None:
+    """The same by what job=fit left; ranks share the blocks."""
+    from hpcai.tabular.apply import predict
+
+    with process_group(run, gpus=0, seed=cfg.seed, deterministic=True, mpi=True) as group:
+        cases = predict(cfg, run)
+        group.barrier()
+        if group.first:
+            answer(run, sources(cfg, run.dir), cases, whole=cfg.predict.shard is None)
+
+
+def screened(cfg: Config, run: RunContext) -> None:
+    """Newborns: one record each, or the records of all shards as one run's."""
+    from hpcai.screening import cohort
+
+    (cohort.merge if cfg.predict.merge else cohort.screen)(cfg, run)
+    if run.ranks.first:
+        write_report(run.dir)
 
 
 def merge(cfg: Config, run: RunContext) -> None:

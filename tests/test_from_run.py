@@ -10,7 +10,7 @@ from conftest import Launcher
 
 from hpcai import rundir
 from hpcai.config.check import load
-from hpcai.config.jobs import JOBS
+from hpcai.config.jobs import JOBS, misfit
 from hpcai.config.schema import Config
 from hpcai.errors import HpcaiError
 from hpcai.rundir import RunDir
@@ -51,6 +51,35 @@ def test_what_names_no_runs_is_one_fault_beside_the_others(word: str, why: str) 
         load([*BASE, "job=predict", f"from_run={word}", "trainer.lr=0"])
     told = [line for line in caught.value.lines if line.startswith("from_run=")]
     assert len(told) == 1 and why in told[0] and any(line.startswith("trainer.lr=0") for line in caught.value.lines)
+
+
+IMAGES = load([*BASE, "data.labels=[a,b]"])
+CLASSES = load([*BASE[:2], "data.reader=table", "data.identifiers=none", "job=fit", "data.labels=[a,b]"])
+NEWBORNS = load(["+experiment=nbs_msms"])
+
+
+@pytest.mark.parametrize(
+    ("then", "runs", "words", "why"),
+    [
+        (IMAGES, 1, [], ""),
+        (IMAGES, 3, ["job=gather"], ""),
+        (CLASSES, 2, ["data.reader=table"], ""),
+        (NEWBORNS, 1, ["data.reader=table"], ""),
+        (IMAGES, 1, ["data.reader=table"], "learnt from images, and this is data.reader=table. Name a run of job=fit,"),
+        (NEWBORNS, 1, [], "learnt from a table, and this is data.reader=images. Name a run of job=train,"),
+        (
+            CLASSES,
+            1,
+            ["data.reader=table", "task.name=screening"],
+            "is of task.name=classification. Name a run of job=fit with",
+        ),
+        (NEWBORNS, 2, ["data.reader=table"], "screens newborns, whom one model judges: 2 runs are named. Name one."),
+        (NEWBORNS, 5, ["job=gather"], "screens newborns, whose folds are not pooled."),
+    ],
+)
+def test_a_run_that_a_job_cannot_read_is_told_before_it_starts(then: Config, runs: int, words: list[str], why: str) -> None:
+    told = misfit(load([*BASE, "job=predict", "from_run=x", *words]), then, runs)
+    assert told.startswith(why) and bool(told) == bool(why)
 
 
 def test_a_name_that_is_no_utf_8_is_refused() -> None:

@@ -19,9 +19,9 @@ from conftest import tiny_words
 from hpcai import rundir
 from hpcai.config.check import load
 from hpcai.config.keys import all_keys
-from hpcai.config.schema import Config, Study
+from hpcai.config.schema import Config, Estimator, Features, Screening, Study
 from hpcai.errors import ConfigError, DataError, Faults, HpcaiError, PlanError
-from hpcai.plan import JobPlan, digest, find_runs, make_plan, numbered, read_config, read_plan, with_trained
+from hpcai.plan import JobPlan, digest, find_runs, make_plan, numbered, read_config, read_model, read_plan, with_trained
 from hpcai.rundir import RunDir
 
 # Another value for each key that decides a result, and for each that does not: every key stands in one of the two.
@@ -31,7 +31,7 @@ DECIDES = {
     "data.image_size": "[9,9]", "data.case_col": "c", "data.path_col": "c", "data.label_col": "c", "data.patient_col": "c",
     "data.split_col": "c", "data.group_cols": "[g]", "data.split.by": "random", "data.split.val_fraction": "0.3", "data.split.test_fraction": "0.3",
     "data.split.folds": "7", "data.split.fold": "1", "data.split.seed": "1", "data.eval_split": "all", "data.source": "s",
-    "data.licence": "l", "data.root": "/x", "data.window": "[40,400]", "model.name": "densenet121", "model.spatial_dims": "3", "model.norm": "batch", "model.width": "16",
+    "data.licence": "l", "data.samples_in": "columns", "data.label_path": "/x", "data.near_duplicates": "0.6", "data.unlisted": "leave_out", "data.root": "/x", "data.window": "[40,400]", "model.name": "densenet121", "model.spatial_dims": "3", "model.norm": "batch", "model.width": "16",
     "model.dropout": "0.5", "model.init_from": "/x", "model.options": "{a:1}", "trainer.epochs": "3", "trainer.max_steps": "9",
     "trainer.batch_size": "8", "trainer.accumulate": "2", "trainer.optimizer": "sgd", "trainer.lr": "0.5",
     "trainer.weight_decay": "0.5", "trainer.lr_schedule": "constant", "trainer.warmup": "0.5", "trainer.clip_norm": "1",
@@ -51,6 +51,8 @@ DOES_NOT = {
     "tracking.tensorboard": "true", "tracking.mlflow": "/x", "tracking.experiment": "x", "tracking.wait_s": "7", "pipeline": "x",
     "depends_on": "x", "report.prevalence": "0.1", **{f"study.{name}": "x" for name in Study.model_fields},
     "predict.shards": "8", "predict.shard": "1", "predict.merge": "x",
+    **{f"features.{name}": "x" for name in Features.model_fields}, **{f"estimator.{name}": "x" for name in Estimator.model_fields},
+    **{f"screening.{name}": "x" for name in Screening.model_fields},
 }  # fmt: skip
 MODEL = {"sha256": "00", "labels": ["no", "yes"], "input": {"channels": 1, "size": [8, 8]}}
 Planner = Callable[..., tuple[JobPlan, Config, Any]]
@@ -98,6 +100,54 @@ def test_a_key_that_decides_a_result_changes_the_identity(tiny_npz: Path, tmp_pa
 def test_a_key_that_decides_no_result_does_not(tiny_npz: Path, tmp_path: Path, key: str) -> None:
     base = config(tiny_npz, tmp_path)
     assert digest(base) == digest(changed(base, key, DOES_NOT[key] or "x"))
+
+
+FIT = {
+    "features.clip": "10", "features.limit": "1000", "features.absent": "minimum", "features.flags": "false",
+    "features.scale": "first", "features.quiet": "[1.0]", "features.sides": "true", "estimator.class_weights": "none",
+    "estimator.combine": "mean",
+    "estimator.name": "boosting", "estimator.penalty": "[2.0]", "estimator.l1_ratio": "[0.1]", "estimator.trees": "[7]",
+    "estimator.depth": "2", "estimator.learning_rate": "0.2", "estimator.folds": "3", "estimator.miscoverage": "0.2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", FIT)
+def test_a_key_of_a_table_decides_the_result_of_a_fit(tiny_npz: Path, tmp_path: Path, word: str) -> None:
+    base = config(tiny_npz, tmp_path, "job=fit", "data.reader=table")
+    assert digest(base) != digest(config(tiny_npz, tmp_path, "job=fit", "data.reader=table", f"{word}={FIT[word]}"))
+
+
+@pytest.mark.parametrize(("job", "more"), [("fit", []), ("evaluate", ["from_run=x"]), ("predict", ["from_run=x"])])
+def test_what_a_laboratory_states_decides_screening_and_nothing_else(
+    tiny_npz: Path, tmp_path: Path, job: str, more: list[str]
+) -> None:
+    words = [f"job={job}", "data.reader=table", *more]
+    plain = [digest(config(tiny_npz, tmp_path, *words, *rules)) for rules in ([], ["screening.rules=[california]"])]
+    screened = [digest(config(tiny_npz, tmp_path, *words, "task.name=screening", *rules))
+                for rules in ([], ["screening.rules=[california]"], ["screening.mode=shadow"])]  # fmt: skip
+    assert plain[0] == plain[1] and len({plain[0], *screened}) == 4
+
+
+def test_what_a_laboratory_states_is_looked_at_before_it_waits_in_a_queue(tiny_npz: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("a: [1\n")
+    words = ["job=fit", "data.reader=table", "task.name=screening", "screening.rules=[heidelberg]"]
+    words += [f"screening.policy={own}", f"screening.specimen={tmp_path}/none.yaml"]
+    words += [f"screening.controls={tmp_path}/none.csv", "screening.control_rules=westward"]
+    with pytest.raises(Faults) as error:
+        make_plan(config(tiny_npz, tmp_path, *words))
+    told = sorted((str(fault), fault.code) for fault in error.value.members)
+    assert [(line[: len(words)], code) for (line, code), (words, _) in zip(told, LOOKED_AT)] == LOOKED_AT
+    assert len(told) == len(LOOKED_AT)
+
+
+LOOKED_AT = [
+    ("own.yaml: line 2: is no YAML", 2),
+    ("screening.control_rules=westward: no such file is shipped. Did you mean westgard?", 2),
+    ("screening.controls=", 4),
+    ("screening.rules=heidelberg: no such file is shipped. Did you mean heidelberg2003?", 2),
+    ("screening.specimen=", 2),
+]
 
 
 def test_the_same_config_has_the_same_run_id_in_another_process_and_order(tiny_npz: Path, tmp_path: Path) -> None:
@@ -386,6 +436,11 @@ def test_a_damaged_model_json_is_a_plan_error_that_names_its_run(
         plan_of("job=predict", "from_run=[b,a]", "resources.nodes=2")
     assert [type(f) for f in caught.value.members] == [PlanError, PlanError]
     assert caught.value.lines[1].startswith("run=b-1: its model.json is damaged.")
+
+
+def test_a_model_that_was_removed_is_called_gone(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"^run=a-1: its model\.json is gone\. Restore the file"):
+        read_model(RunDir(tmp_path / "a-1"))
 
 
 # --- runs that have not been trained yet

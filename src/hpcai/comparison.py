@@ -142,9 +142,10 @@ def read(run: RunDir) -> Run:
     config = read_config(run)
     if config.job == "predict":
         raise PlanError(
-            f"{shown(run)}: is a prediction, without labels to judge it by. Name runs of train, evaluate or gather."
+            f"{shown(run)}: is a prediction, without labels to judge it by. Name runs of train, fit, evaluate or gather."
         )
-    split = {"train": "test", "gather": "oof"}.get(config.job, config.data.eval_split)
+    splits = {"train": "test", "gather": "oof", "fit": "oof" if config.data.split.by == "nested" else "test"}
+    split = splits.get(config.job, config.data.eval_split)
     rows = rows_then(run, split)
     if rows is None or (rows.label < 0).all():
         raise PlanError(f"{shown(run)}: has no scores of labelled cases. Score it by job=evaluate from_run={name}.")

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from hpcai import cluster, lease, rundir, runs, standings, submit, watch
 from hpcai.board import Board, Row
+from hpcai.config.jobs import teaches
 from hpcai.errors import DataError, HpcaiError, one_line
 from hpcai.queue import Entry, Queue, Running, Slots, Source, Starter
 from hpcai.rundir import RunDir
@@ -191,7 +192,7 @@ def show(outcomes: Sequence[Outcome], results: Path) -> None:
         print(line)
     for line in standings.fault_lines(outcomes):
         print(line, file=sys.stderr)
-    answers = [o for o in outcomes if o.state == "completed" and o.member.job != "train" and not o.is_shard]
+    answers = [o for o in outcomes if o.state == "completed" and not teaches(o.member.job) and not o.is_shard]
     for outcome in answers[:ANSWERS]:  # of trainings the ranking says enough
         print(f"{one_line(outcome.name, 200)}:")
         try:

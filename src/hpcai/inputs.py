@@ -9,17 +9,19 @@ import csv
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import hpcai
-from hpcai.config.schema import Data
+from hpcai.config.schema import Data, Screening
 from hpcai.errors import DataError, near, one_line
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".npz", ".dcm", ".nii", ".nii.gz")
 _DIGESTS: dict[tuple[object, ...], str] = {}  # of this process: the members of a sweep read the same files
 SHIPPED = Path(hpcai.__file__).parent / "shipped"
+BOOKS = ("analytes", "diseases", "specimen", "policy", "control_rules")  # of schema.Screening, which names one file each
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Input:
     sha256: str
 
 
-def locate(path: str) -> Path:
-    """The absolute path that `data.path` means; `shipped:x` is the package's own.
+def locate(path: str, key: str = "data.path") -> Path:
+    """The absolute path that `key` means; `shipped:x` is the package's own.
 
     Raises: DataError for a shipped file that is not shipped.
     """
@@ -40,8 +42,9 @@ def locate(path: str) -> Path:
         return expanded(path)
     file = SHIPPED / path.removeprefix("shipped:")
     if ".." in Path(path).parts or not file.resolve().is_relative_to(SHIPPED.resolve()) or not exists(file):
-        shipped = ["shipped:" + str(f.relative_to(SHIPPED)) for f in sorted(SHIPPED.glob("*/*.npz"))]
-        raise DataError(f"data.path={one_line(path, 80)}: is not shipped. {near(path, shipped)}")
+        files = sorted(f for f in SHIPPED.glob("*/*") if f.suffix in (".npz", ".parquet", ".csv"))
+        shipped = [f"shipped:{f.relative_to(SHIPPED)}" for f in files]
+        raise DataError(f"{key}={one_line(path, 80)}: is not shipped. {near(path, shipped)}")
     return file
 
 
@@ -51,7 +54,33 @@ def located(data: Data) -> Data:
     Raises: DataError for a shipped file that is not shipped.
     """
     root = None if data.root is None else str(expanded(data.root))
-    return data.model_copy(update={"path": str(locate(data.path)), "root": root})
+    label_path = None if data.label_path is None else str(expanded(data.label_path))
+    return data.model_copy(update={"path": str(locate(data.path)), "root": root, "label_path": label_path})
+
+
+def located_books(stated: Screening) -> Screening:
+    """`stated` with absolute paths; a name stays a name.
+
+    Raises: DataError for shipped controls that are not shipped.
+    """
+
+    def at(name: str) -> str:
+        return str(expanded(name)) if is_own(name) else name
+
+    update: dict[str, str | list[str]] = {key: at(getattr(stated, key)) for key in BOOKS}
+    update |= {"controls": str(locate(stated.controls, "screening.controls"))} if stated.controls else {}
+    return stated.model_copy(update=update | {"rules": [at(name) for name in stated.rules]})
+
+
+def is_own(name: str) -> bool:
+    """Whether a book (analytes, rules ...) is a file of the user's, not one of configs/ by name."""
+    return "/" in name or name.endswith((".yaml", ".yml"))
+
+
+def listed_books(stated: Screening) -> list[Path]:
+    """The files of the user's among them, absolute, and the table of controls."""
+    names = [*(getattr(stated, key) for key in BOOKS), *stated.rules]
+    return [Path(n) for n in dict.fromkeys(names) if is_own(n)] + ([Path(stated.controls)] if stated.controls else [])
 
 
 def expanded(path: str) -> Path:
@@ -67,12 +96,12 @@ def exists(path: Path) -> bool:
         return False
 
 
-def fingerprint(data: Data) -> list[Input]:
-    """Every file behind `data` with its digest, sorted by path; `data.path` is absolute.
+def fingerprint(data: Data, more: Sequence[Path] = ()) -> list[Input]:
+    """Every file behind `data` with its digest, sorted by path; `data.path` is absolute. Then those of `more`.
 
     Raises: DataError if something is missing, is no plain file, or has another digest than `data.sha256`.
     """
-    files = list_files(data)
+    files = [*list_files(data), *more]
     if len(files) == 1:
         inputs = [digest_file(files[0])]
     else:
@@ -96,7 +125,8 @@ def list_files(data: Data) -> list[Path]:
     try:
         path.stat()
     except FileNotFoundError as e:
-        raise DataError(f"{shown}: does not exist. Give the file or folder with data.path=...") from e
+        origin = f" Its source: {one_line(data.source, 300)}" if data.source else ""
+        raise DataError(f"{shown}: does not exist. Give the file or folder with data.path=...{origin}") from e
     except OSError as e:
         raise DataError(f"{shown}: cannot be reached ({e.strerror}). Correct it, or ask for the right to read it.") from e
     if data.reader == "images":
@@ -112,6 +142,8 @@ def list_files(data: Data) -> list[Path]:
         raise DataError(f"{shown}: is no plain file. data.reader={data.reader} reads one.")
     if not os.access(path, os.R_OK):
         raise DataError(f"{shown}: may not be read. Ask for the right to read it.")
+    if data.reader == "table" and data.label_path:
+        return [path, Path(data.label_path)]
     return (
         [path, *_listed(path, Path(data.root) if data.root else path.parent, data.path_col)] if data.reader == "csv" else [path]
     )

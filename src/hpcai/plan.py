@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from hpcai import cluster, inputs, rundir
+from hpcai.book import shelf
 from hpcai.cluster import Machine
-from hpcai.config.jobs import JOBS, PLACEHOLDER_LABELS
-from hpcai.config.schema import Config
+from hpcai.config.jobs import JOBS, PLACEHOLDER_LABELS, misfit, teaches
+from hpcai.config.schema import Config, Screening
 from hpcai.config.site import site_faults
 from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, RunError, near, one_line
 from hpcai.inputs import Input
@@ -32,7 +33,8 @@ from hpcai.rundir import RunDir
 if TYPE_CHECKING:  # what only a Slurm plan needs is imported by it: a plan for this machine starts without
     from hpcai.limits import Allocation
 
-LATER = ("root", "window")  # keys of data that came later, and whose null says what was so before
+LATER = {"root": None, "window": None, "samples_in": "rows", "label_path": None, "near_duplicates": None, "unlisted": "refuse"}
+# keys of data that came later, with the values that say what was so before
 GIVEN = ("labels", "image_size", "channels")  # keys of data that a job takes from the runs it names
 
 
@@ -109,15 +111,19 @@ def make_plan(
     if ended := [run for run in trained if _ended(run)]:
         config = _try(faults, lambda: with_trained(config, ended)) or config
     data = _try(faults, lambda: inputs.located(config.data))
-    if data and files is None:
-        files = _try(faults, lambda: inputs.fingerprint(data))
+    screening: Screening | None = config.screening
+    if config.task.name == "screening":
+        screening = _try(faults, lambda: shelf.checked(inputs.located_books(config.screening)))
+    if data and screening and files is None:
+        more = inputs.listed_books(screening) if config.task.name == "screening" else []
+        files = _try(faults, lambda: inputs.fingerprint(data, more))
     model = _try(faults, lambda: _located_model(config))
     if faults:
         raise Faults(faults)
     assert data is not None and files is not None and model is not None
     plan = outline(config, machine, trained, anew=anew, member=member)
     sources = [str(run.path) for run in trained]
-    where = {"data": data, "model": model, "runs_dir": str(Path(plan.run_dir).parent)}
+    where = {"data": data, "model": model, "screening": screening, "runs_dir": str(Path(plan.run_dir).parent)}
     resolved = config.model_copy(update=where | {"from_run": sources if len(sources) > 1 else next(iter(sources), None)})
     return plan, resolved, files
 
@@ -239,9 +245,13 @@ def decisive(config: Config) -> dict[str, Any]:
         value = getattr(config, name)
         parts[name] = _identity(value) if isinstance(value, BaseModel) else value
     if "data" in parts:  # a run without them is named as before there were such keys
-        parts["data"] = {k: v for k, v in parts["data"].items() if v is not None or k not in LATER}
+        parts["data"] = {k: v for k, v in parts["data"].items() if k not in LATER or v != LATER[k]}
     if JOBS[config.job].needs_run and "data" in parts:  # what the runs give follows from them; a pipeline does not know it yet
         parts["data"] = {k: v for k, v in parts["data"].items() if k not in GIVEN}
+    if config.task.name != "screening":
+        parts.pop("screening", None)
+    elif JOBS[config.job].needs_run:
+        parts["screening"] = _identity(config.screening)
     if config.job == "predict" and config.predict.shards > 1:  # one run alone is named as before there were shards
         parts["predict"] = _identity(config.predict)
     return parts
@@ -301,8 +311,8 @@ def _find_run(name: str, config: Config, finished: bool) -> RunDir:
         known = [d.name for d in runs.glob("*") if (d / "plan.json").is_file()]
         raise ConfigError(f"{shown}: no such run in {one_line(str(runs), 80)}. {near(name, known)}")
     run = RunDir(candidates[0].absolute())
-    if (job := read_plan(run).job) != "train":
-        raise PlanError(f"{shown}: is a run of job={job}. Name a run of job=train.")
+    if not teaches(job := read_plan(run).job):
+        raise PlanError(f"{shown}: is a run of job={job}. Name a run of job=train or job=fit.")
     if finished and not _ended(run):
         raise PlanError(f"{shown}: has not finished its training. Start it again; it goes on where it stopped.")
     return run
@@ -314,16 +324,19 @@ def _ended(run: RunDir) -> bool:
 
 
 def read_model(run: RunDir) -> dict[str, Any]:
-    """model.json of a finished training: checkpoint, sha256, labels, input (channels, size, mean, std).
+    """model.json of a finished training: checkpoint, sha256, labels, input (channels, size, mean, std; null: a table).
 
-    Raises: PlanError if it is damaged.
+    Raises: PlanError if it is gone or damaged.
     """
     try:
         facts: dict[str, Any] = rundir.read_json(run.model)
-        if not (isinstance(facts["sha256"], str) and facts["labels"] and facts["input"]["size"] and facts["input"]["channels"]):
+        if not (isinstance(facts["sha256"], str) and facts["labels"]):
+            raise ValueError
+        if (reads := facts["input"]) is not None and not (reads["size"] and reads["channels"]):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise PlanError(f"run={run.path.name}: its model.json is damaged. Restore the file, or train again.") from e
+        what = "gone" if isinstance(e, FileNotFoundError) else "damaged"
+        raise PlanError(f"run={run.path.name}: its model.json is {what}. Restore the file, or train again.") from e
     return facts
 
 
@@ -345,10 +358,12 @@ def sources(config: Config, run: RunDir) -> list[RunDir]:
 def with_trained(config: Config, trained: Sequence[RunDir]) -> Config:
     """`config` with what a job takes from the runs it names: task, model, precision, labels, image size; gather: the seed too.
 
-    Raises: ConfigError if runs differ in task, labels, channels or image size, or data.labels are stated and differ.
+    Raises: ConfigError if the job cannot read them, they differ in task, labels, channels or image size, or in data.labels.
     """
     first, then, facts = trained[0], read_config(trained[0]), read_model(trained[0])
     theirs = _alike(then, facts)
+    if why := misfit(config, then, len(trained)):
+        raise ConfigError(f"from_run={one_line(first.path.name, 120)}: {why}")
     for run in trained[1:]:
         for what, value in _alike(read_config(run), read_model(run)).items():
             if value != theirs[what]:
@@ -362,8 +377,8 @@ def with_trained(config: Config, trained: Sequence[RunDir]) -> Config:
             f"data.labels={one_line(','.join(stated), 80)}: run {first.path.name} was trained for "
             f"{one_line(','.join(facts['labels']), 80)}. Leave data.labels out."
         )
-    size, channels = list(facts["input"]["size"]), facts["input"]["channels"]
-    data = config.data.model_copy(update={"labels": facts["labels"], "image_size": size, "channels": channels})
+    image = {} if (reads := facts["input"]) is None else {"image_size": list(reads["size"]), "channels": reads["channels"]}
+    data = config.data.model_copy(update={"labels": facts["labels"], **image})
     trainer = config.trainer.model_copy(update={"precision": then.trainer.precision})
     seed = then.seed if config.job == "gather" else config.seed
     return config.model_copy(update={"task": then.task, "model": then.model, "data": data, "trainer": trainer, "seed": seed})
@@ -371,12 +386,11 @@ def with_trained(config: Config, trained: Sequence[RunDir]) -> Config:
 
 def _alike(config: Config, facts: dict[str, Any]) -> dict[str, str]:
     """What runs that answer together must share, as text; their scaling may differ, since each scales its own input."""
-    return {
-        "task": config.task.name,
-        "labels": ",".join(facts["labels"]),
-        "data.channels": str(facts["input"]["channels"]),
-        "data.image_size": "x".join(map(str, facts["input"]["size"])),
-    }
+    reads = facts["input"]
+    image = {} if reads is None else {
+        "data.channels": str(reads["channels"]), "data.image_size": "x".join(map(str, reads["size"])),
+    }  # fmt: skip
+    return {"task": config.task.name, "labels": ",".join(facts["labels"]), "job": config.job, **image}
 
 
 def read_config(run: RunDir) -> Config:

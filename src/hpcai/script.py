@@ -25,6 +25,7 @@ from hpcai import limits
 from hpcai.config.facts import Facts, Partition
 from hpcai.config.schema import Config
 from hpcai.errors import one_line
+from hpcai.inputs import listed_books
 from hpcai.plan import JobPlan
 from hpcai.rundir import RunDir
 
@@ -264,7 +265,15 @@ def _inside(plan: JobPlan, config: Config, run: str, python: str) -> list[str]:
     named = [config.from_run] if isinstance(config.from_run, str) else config.from_run or []
     inputs = [
         path
-        for path in (config.data.path, _folder_of_images(config), config.model.init_from, *named, *config.predict.merge)
+        for path in (
+            config.data.path,
+            config.data.label_path,
+            _folder_of_images(config),
+            config.model.init_from,
+            *named,
+            *config.predict.merge,
+            *map(str, listed_books(config.screening)),
+        )
         if path and path.startswith("/")
     ]
     binds = [f"{run}:{run}", *(f"{path}:{path}:ro" for path in dict.fromkeys(inputs)), *box.binds]

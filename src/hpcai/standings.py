@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcai import lease, rundir, runs
+from hpcai.config.jobs import teaches
 from hpcai.errors import HpcaiError, PlanError, one_line
 from hpcai.rundir import RunDir
 
@@ -113,7 +114,7 @@ def ranking(found: Sequence[Outcome]) -> list[Group]:
     """
     together: dict[str, list[Outcome]] = {}
     for outcome in found:
-        if outcome.member.job == "train":
+        if teaches(outcome.member.job):
             together.setdefault(outcome.member.group, []).append(outcome)
     groups = [group for label, members in together.items() if (group := _group(label, members))]
     return sorted(groups, key=lambda g: (g.name, g.mean if g.name == "loss" else -g.mean, g.label))
@@ -183,7 +184,7 @@ def _ranking_lines(groups: list[Group], found: Sequence[Outcome]) -> list[str]:
 def _group_words(group: Group, found: Sequence[Outcome]) -> str:
     """`AUC 0.953 sd 0.004 (0.948 to 0.958), 3 seeds`; of one member the score with its interval over cases, and its run."""
     if group.of == 1:
-        (only,) = (o for o in found if o.member.job == "train" and o.member.group == group.label)
+        (only,) = (o for o in found if teaches(o.member.job) and o.member.group == group.label)
         assert only.score is not None
         return f"{score_words(only.score)}  {only.member.run_id}"
     digits = _digits(group.name)
@@ -199,7 +200,7 @@ def _group_words(group: Group, found: Sequence[Outcome]) -> str:
 
 def _noun(group: Group, found: Sequence[Outcome]) -> str:
     """What the members of a group are: seeds, or runs where folds are among them."""
-    mine = (o.member.label for o in found if o.member.job == "train" and o.member.group == group.label)
+    mine = (o.member.label for o in found if teaches(o.member.job) and o.member.group == group.label)
     return "run" if "data.split.fold=" not in group.label and any("data.split.fold=" in label for label in mine) else "seed"
 
 
@@ -221,7 +222,7 @@ def _shown_name(name: str) -> str:
 
 
 def _member_line(outcome: Outcome) -> str:
-    score = f"  validation {score_words(outcome.score)}" if outcome.score and outcome.member.job == "train" else ""
+    score = f"  validation {score_words(outcome.score)}" if outcome.score and teaches(outcome.member.job) else ""
     job = outcome.member.job
     name = outcome.name if outcome.name != job else outcome.member.run_id  # of a pipeline the label is the job
     return f"{one_line(name, 200)}  {job}  {outcome.state}{score}"

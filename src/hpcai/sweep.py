@@ -18,6 +18,7 @@ from hpcai import lease, provenance, runs, standings, submit
 from hpcai.config.check import examine, with_faults_of_plan
 from hpcai.config.compose import Memory
 from hpcai.config.grid import Point, expand
+from hpcai.config.jobs import teaches
 from hpcai.config.schema import Config
 from hpcai.driver import Driver, Options, Work, report
 from hpcai.errors import ConfigError, Faults, HpcaiError, PlanError, one_line
@@ -127,7 +128,7 @@ def _gathers(entries: Sequence[Entry], *, anew: bool) -> Iterator[Entry]:
     sets: dict[str, list[Entry]] = {}
     for entry in entries:
         split = entry.config.data.split
-        if entry.plan.job == "train" and split.by == "kfold":
+        if teaches(entry.plan.job) and split.by == "kfold":
             alike = entry.config.model_dump()
             del alike["data"]["split"]["fold"]
             sets.setdefault(json.dumps(alike, sort_keys=True), []).append(entry)
@@ -143,7 +144,7 @@ def _gathers(entries: Sequence[Entry], *, anew: bool) -> Iterator[Entry]:
 def _unpooled(entries: Sequence[Entry]) -> Iterator[str]:
     """Some folds, but not all: no job=gather comes of them."""
     pooled = {need for e in entries if e.plan.job == "gather" for need in e.member.needs}
-    splits = [e.config.data.split for e in entries if e.plan.job == "train" and e.plan.run_dir not in pooled]
+    splits = [e.config.data.split for e in entries if teaches(e.plan.job) and e.plan.run_dir not in pooled]
     loose = [split for split in splits if split.by == "kfold"]
     if folds := sorted({split.fold for split in loose}) if len(loose) > 1 else []:
         yield (

@@ -65,7 +65,7 @@ def judging_cases(sources: Sequence[RunDir], run: RunDir, cases: Cases, cfg: Dat
 
     Raises: DataError if there is none.
     """
-    own = [source for source in sources if _same_data(source, run)]
+    own = [source for source in sources if same_data(source, run)]
     name = cfg.eval_split
     if name == "all" or not own:
         return eval_indices(cases, cfg)
@@ -84,8 +84,8 @@ def judging_cases(sources: Sequence[RunDir], run: RunDir, cases: Cases, cfg: Dat
     return left
 
 
-def _same_data(source: RunDir, run: RunDir) -> bool:
-    """`run` reads the very bytes that the training read."""
+def same_data(source: RunDir, run: RunDir) -> bool:
+    """Whether `run` reads the very bytes that the training read."""
     return sorted(rundir.read_digests(run).values()) == sorted(rundir.read_digests(source).values())
 
 

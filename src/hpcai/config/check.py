@@ -273,14 +273,21 @@ def _from_run(cfg: Config) -> Iterator[str]:
 
 
 def _pipeline(cfg: Config) -> Iterator[str]:
+    from hpcai.config.jobs import teaches
+
     if not cfg.pipeline:
         return
     shown = f"pipeline={_shown(cfg.pipeline)}"
-    if cfg.pipeline[0] != "train":
-        yield f"{shown}: must begin with train, whose run the others read. If it exists: job={cfg.pipeline[0]} from_run=RUN."
+    if not teaches(cfg.pipeline[0]):
+        yield (
+            f"{shown}: must begin with train or fit, whose run the others read. If it exists: job={cfg.pipeline[0]} "
+            "from_run=RUN."
+        )
+    if sum(map(teaches, cfg.pipeline)) > 1:
+        yield f"{shown}: holds train and fit. Name one of them."
     if len(set(cfg.pipeline)) < len(cfg.pipeline):
         yield f"{shown}: names a job twice. Name each once."
-    if cfg.job != "train":
+    if cfg.job not in ("train", cfg.pipeline[0]):
         yield f"job={cfg.job}: pipeline says which jobs are done. Leave one of them out."
 
 
@@ -321,7 +328,7 @@ def _sizes(cfg: Config) -> Iterator[str]:
     size, dims = cfg.data.image_size, cfg.model.spatial_dims
     if cfg.job == "train" and size is not None and len(size) != dims:
         yield f"data.image_size={_shown(size)}: model.spatial_dims={dims} needs {dims} sides. Change one."
-    if cfg.data.reader != "npz" and cfg.job == "train" and dims != 2:
+    if cfg.data.reader in ("images", "csv") and cfg.job == "train" and dims != 2:
         yield f"model.spatial_dims={dims}: data.reader={cfg.data.reader} reads flat images. Set it to 2."
 
 
@@ -338,6 +345,24 @@ def _batch(cfg: Config) -> Iterator[str]:
 def _splits(cfg: Config) -> Iterator[str]:
     if cfg.job == "train" and cfg.data.reader == "csv" and cfg.data.split.by == "published" and cfg.data.split_col is None:
         yield "data.split_col=null: data.split.by=published reads the split from a column. Name it, or take another split."
+
+
+def _tables(cfg: Config) -> Iterator[str]:
+    """Images are for train, tables for fit; each job after it reads what its run was taught by."""
+    from importlib.util import find_spec
+
+    if cfg.job == "train" and cfg.data.reader == "table":
+        yield "data.reader=table: job=train reads images. Ask for job=fit."
+    if cfg.job == "fit" and cfg.data.reader != "table":
+        yield f"data.reader={cfg.data.reader}: job=fit reads a table of numbers. Set it to table, or ask for job=train."
+    if cfg.job == "train" and cfg.data.split.by == "nested":
+        yield "data.split.by=nested: is for job=fit. Ask for kfold, and for each fold by -m."
+    if cfg.job == "fit" and cfg.task.name == "screening" and cfg.data.split.by == "nested":
+        yield "data.split.by=nested: task.name=screening is judged on one part. Ask for published, random or kfold."
+    if cfg.task.name == "screening" and (cfg.job in ("train", "gather") or cfg.data.reader != "table"):
+        yield "task.name=screening: is for data.reader=table and job=fit, evaluate or predict. Change one."
+    if cfg.data.reader == "table" and not all(find_spec(module) for module in ("sklearn", "polars")):
+        yield "data.reader=table: needs the extra screening. Install hpcai[screening]."
 
 
 STATE_IDENTIFIERS = (
@@ -382,6 +407,7 @@ RULES: dict[tuple[str, ...], Callable[[Config], Iterator[str]]] = {  # the keys 
     ("job", "data.image_size", "data.reader", "model.spatial_dims"): _sizes,
     ("job", "resources.nodes", "resources.tasks_per_node", "trainer.accumulate", "trainer.batch_size"): _batch,
     ("job", "data.reader", "data.split.by", "data.split_col"): _splits,
+    ("job", "task.name", "data.reader", "data.split.by"): _tables,
     ("job", "data.identifiers"): _identifiers,
     ("container.image", "cluster.executor", "data.path", "data.root", "runs_dir"): _container,
     ("tracking.tensorboard", "tracking.mlflow"): _tracking,

@@ -45,7 +45,9 @@ Runs = Annotated[str | list[str] | None, PlainValidator(_runs)]
 class Task(Group):
     """What is to be learnt and how the answer is read."""
 
-    name: Literal["classification"] = key("classification", "kind of task")
+    name: Literal["classification", "screening"] = key(
+        "classification", "kind of task; screening: newborns by tandem mass spectrometry (job=fit, evaluate, predict)"
+    )
     select: Literal["auc", "loss"] = key("auc", "validation score that picks the best checkpoint")
     threshold: Annotated[str, BeforeValidator(_number_as_text)] = key(
         "sensitivity>=0.95",
@@ -57,8 +59,10 @@ class Task(Group):
 class Split(Group):
     """Which cases teach, which choose, which judge."""
 
-    by: Literal["published", "random", "kfold"] = key(
-        "published", "published: as the data says; random: by patient, stratified; kfold: fold `fold` of `folds`"
+    by: Literal["published", "random", "kfold", "nested"] = key(
+        "published",
+        "published: as the data says; random: by patient, stratified; kfold: fold `fold` of `folds`; nested (job=fit): each "
+        "of `folds` judged by an estimator that was chosen on the others",
     )
     val_fraction: float = key(0.1, "share of patients for validation (random, kfold)", gt=0, lt=1)
     test_fraction: float = key(0.2, "share of patients for the test (random)", gt=0, lt=1)
@@ -79,10 +83,11 @@ class Data(Group):
     """Where the images lie and how they are read."""
 
     name: Text = key("", "name of the data, for the report")
-    reader: Literal["npz", "images", "csv"] = key(
+    reader: Literal["npz", "images", "csv", "table"] = key(
         "npz",
         "npz: arrays {split}_images, {split}_labels or images, labels; images: a folder of image files (label = "
-        "sub-folder); csv: a listing of image files (PNG, JPEG, npz; 2D DICOM and NIfTI with the extra imaging)",
+        "sub-folder); csv: a listing of image files (PNG, JPEG, npz; 2D DICOM and NIfTI with the extra imaging); table: "
+        "numbers of cases (CSV, CSV.gz, Parquet; extra screening)",
     )
     path: PathText = key(..., "file or folder; `shipped:x` lies in the package")
     root: PathText | None = key(None, "csv: folder that the listing's paths start from; null: the listing's own")
@@ -116,6 +121,12 @@ class Data(Group):
         max_length=20,
     )
     split_col: Text | None = key(None, "csv: column with train, val or test (split.by=published)")
+    samples_in: Literal["rows", "columns"] = key("rows", "table: whether a case is a row, or a column under its id")
+    label_path: PathText | None = key(None, "table: another CSV with case_col and label_col; null: the table has them")
+    near_duplicates: float | None = key(
+        None, "table: cases of one class whose features correlate above it stay together in every split; null: off", gt=0, lt=1
+    )
+    unlisted: Literal["refuse", "leave_out"] = key("refuse", "table: what becomes of cases of a class that data.labels has not")
     split: Split = key(Split(), "how cases are parted")
     eval_split: Literal["train", "val", "test", "all"] = key("test", "split that job=evaluate scores")
     identifiers: Identifiers | None = key(
@@ -159,6 +170,63 @@ class Model(Group):
     dropout: float = key(0.0, "dropout before the last layer", ge=0, lt=1)
     init_from: PathText | None = key(None, "start from these weights: a run, .safetensors, or .pt (weights only)")
     options: dict[str, Any] = key({}, "a plug-in model's own keys, checked by its own model")
+
+
+class Features(Group):
+    """From a table's numbers to an estimator's (job=fit with task.name=classification; screening has its own)."""
+
+    limit: float | None = key(None, "a feature with a larger magnitude in a training case is left out; null: off", gt=0)
+    absent: Literal["blank", "minimum"] = key(
+        "blank", "how a table says `not measured`: an empty cell, or the feature's least value, held by two cases or more"
+    )
+    scale: Literal["all", "first", "none"] = key(
+        "all", "mean 0 and sd 1 over the training cases: all, those of the first class (the controls), or as the table has it"
+    )
+    clip: float | None = key(None, "scaled values are cut to plus and minus this; null: off", gt=0)
+    quiet: list[Annotated[float, Field(ge=0)]] = key(
+        [0.0], "scaled values within plus and minus this count as 0, others come nearer by it; values to try",
+        min_length=1, max_length=20,
+    )  # fmt: skip
+    sides: bool = key(False, "a column for how far a feature lies above 0 and one for how far below, in place of one for both")
+    flags: bool = key(True, "add a column a feature that says that it was not measured, where some are not")
+
+
+class Estimator(Group):
+    """What job=fit fits; the grid of values is searched by cross-validation inside the training cases."""
+
+    name: Literal["logistic", "boosting"] = key("logistic", "logistic: elastic net; boosting: gradient-boosted trees")
+    penalty: list[Annotated[float, Field(gt=0)]] = key(
+        [0.01, 0.1, 1.0], "strengths of the elastic net to try, over the number of cases", min_length=1, max_length=20
+    )
+    l1_ratio: list[Annotated[float, Field(ge=0, le=1)]] = key(
+        [0.5], "shares of the lasso in it to try: 0 ridge, 1 lasso", min_length=1, max_length=20
+    )
+    trees: list[Annotated[int, Field(ge=1, le=2000)]] = key(
+        [100], "numbers of trees to try (boosting)", min_length=1, max_length=20
+    )
+    depth: int = key(3, "depth of a tree (boosting)", ge=1, le=8)
+    learning_rate: float = key(0.1, "share of each tree (boosting)", gt=0, le=1)
+    class_weights: Literal["balanced", "none"] = key("balanced", "balanced: each class weighs the same")
+    combine: Literal["best", "mean"] = key(
+        "best", "best: the point of the grid with the least loss; mean: all points, each as sure as held-out cases allow"
+    )
+    folds: int = key(5, "folds inside the training cases, for the grid and for calibration", ge=2, le=20)
+    miscoverage: float = key(0.1, "share that a conformal set may miss, of the first class and of all others", gt=0, lt=0.5)
+
+
+class Screening(Group):
+    """What a screening laboratory states: files in configs/ by name, or its own by path (x.yaml)."""
+
+    analytes: PathText = key("nbs_msms", "dictionary of columns (configs/analytes)")
+    diseases: PathText = key("nbs", "panel (configs/diseases)")
+    rules: list[PathText] = key(["heidelberg2003", "california"], "rule sets (configs/rules)", min_length=1, max_length=20)
+    specimen: PathText = key("specimen", "what the state of a specimen does (configs/rules)")
+    policy: PathText = key("default", "what a rule's and a model's word asks for (configs/policy)")
+    controls: PathText | None = key(None, "table of control measurements of the plates; null: none")
+    control_rules: PathText = key("westgard", "means, sds and Westgard rules of the controls (configs/controls)")
+    mode: Literal["propose", "shadow"] = key(
+        "propose", "shadow: the laboratory's own decisions stand beside (column `decision`), nothing can be released"
+    )
 
 
 class Trainer(Group):
@@ -334,10 +402,13 @@ class Config(Group):
     """One run, whole."""
 
     name: Name = key(..., "name of the run; its folder is name-digest")
-    job: Literal["train", "evaluate", "predict", "gather"] = key("train", "what is done (see JOBS)")
+    job: Literal["train", "fit", "evaluate", "predict", "gather"] = key("train", "what is done (see JOBS)")
     from_run: Runs = key(None, "the trained run, by run_id or folder; several as [a,b]: an ensemble, or gather's folds")
-    pipeline: list[Literal["train", "evaluate", "predict"]] = key(
-        [], "jobs in a row, train first; each of the others reads the run that train leaves", changes_result=False, max_length=3
+    pipeline: list[Literal["train", "fit", "evaluate", "predict"]] = key(
+        [],
+        "jobs in a row, train or fit first; each of the others reads the run that it leaves",
+        changes_result=False,
+        max_length=3,
     )
     depends_on: Runs = key(None, "run or [runs] that must be completed first, by run_id or folder", changes_result=False)
     seed: int = key(0, "seed of weights, order, augmentation and dropout", ge=0, lt=2**31)
@@ -349,6 +420,9 @@ class Config(Group):
     data: Data = key(..., "the images")
     model: Model = key(Model(), "the network")
     trainer: Trainer = key(Trainer(), "the loop")
+    features: Features = key(Features(), "what an estimator reads of a table")
+    estimator: Estimator = key(Estimator(), "what job=fit fits")
+    screening: Screening = key(Screening(), "what a screening laboratory states")
     predict: Predict = key(Predict(), "how job=predict shares its cases among runs")
     study: Study = key(Study(), "what only its authors know of the study, for the report", changes_result=False)
     report: Report = key(Report(), "how the report is read", changes_result=False)
@@ -359,7 +433,8 @@ class Config(Group):
     tracking: Tracking = key(Tracking(), "where its metrics are shown besides its files", changes_result=False)
 
     def to_plain(self) -> dict[str, Any]:
-        """As it is written down: of a machine's facts those that are stated."""
-        plain = self.model_dump()
+        """As it is written down: of a machine's facts those that are stated; of images nothing that is for tables alone."""
+        of_tables = {"features", "estimator", "screening"}
+        plain = self.model_dump(exclude=of_tables if self.data.reader != "table" else None)
         plain["cluster"]["facts"] = self.cluster.facts.model_dump(exclude_defaults=True)
         return plain

@@ -8,10 +8,11 @@ from hpcai.config.schema import Data
 from hpcai.data.cases import Cases
 from hpcai.data.images import open_csv, open_images
 from hpcai.data.npz import open_npz
+from hpcai.data.table import open_table
 from hpcai.errors import DataError
 
 Reader = Callable[[Data, dict[str, str] | None, bool], Cases]
-READERS: dict[str, Reader] = {"npz": open_npz, "images": open_images, "csv": open_csv}
+READERS: dict[str, Reader] = {"npz": open_npz, "images": open_images, "csv": open_csv, "table": open_table}
 
 
 def open_cases(cfg: Data, fingerprint: dict[str, str] | None = None, *, labelled: bool = True) -> Cases:

@@ -65,6 +65,15 @@ def make_splits(cases: Cases, cfg: Split) -> Splits:
     return splits
 
 
+def fold_numbers(cases: Cases, indices: Indices, folds: int, seed: list[int]) -> Indices:
+    """(n,) for each of `indices` the fold, from 0, that it is dealt to: patients whole, classes spread."""
+    strata = _strata(cases, indices)
+    number = np.full(len(cases), -1, dtype=np.int64)
+    for fold in range(folds):
+        number[_fold(strata, folds, fold, seed)[0]] = fold
+    return number[indices]
+
+
 def eval_indices(cases: Cases, cfg: Data) -> Indices:
     """The cases that job=evaluate scores: `cfg.eval_split` of `cases`; data may publish that part alone.
 

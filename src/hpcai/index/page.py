@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from hpcai.config.jobs import teaches
 from hpcai.errors import one_line
 from hpcai.index import keys
 from hpcai.index.entries import Entry, Group, Score
@@ -91,7 +92,7 @@ def _weight(key: str) -> int:
 
 def _table(group: Group, entries: Sequence[Entry]) -> keys.Table | None:
     """A sweep's trainings by their keys; None where none is left."""
-    members = [entries[k] for k in group.places if entries[k].job == "train"]
+    members = [entries[k] for k in group.places if teaches(entries[k].job)]
     scored = [(m.keys, m.best.name if m.best else "", m.best.value if m.best else None) for m in members]
     return keys.table(scored) if scored else None
 
