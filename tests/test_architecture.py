@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / "hpcai"
 LIGHT = [
     "errors",
     "config rundir output arguments outfile",
-    "lease inputs journal scheduler preflight",
+    "lease inputs journal scheduler preflight book",
     "redaction ledger seal",
     "context cluster limits runs search",
     "plan queued meter provenance",
@@ -37,8 +37,8 @@ LIGHT = [
     "run",
     "status",
     "index",
-    "verbs usage support new",
-    "cancellation removal probe rehearsal",
+    "verbs usage support new simulate release",
+    "cancellation removal probe rehearsal outcomes",
     "clusterfile",
     "cli",
 ]
@@ -47,8 +47,10 @@ HEAVY = [
     "tasks",
     "training cases tracking",
     "trained",
-    "infer report notebook",
-    "jobs testing comparison verification export intake",
+    "infer",
+    "screening tabular",
+    "report notebook",
+    "jobs testing comparison verification export intake explain",
 ]
 HEAVY_PACKAGES = {
     "torch", "numpy", "monai", "mpi4py", "PIL", "matplotlib", "safetensors", "sklearn", "scipy", "pydicom", "nibabel", "jinja2",

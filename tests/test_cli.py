@@ -20,6 +20,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(words) == 0
         out = capsys.readouterr().out
         assert [line.split()[0] for line in out.splitlines()[1:]] == list(VERBS)
+        assert len({line.index(text) for line, (text, _) in zip(out.splitlines()[1:], VERBS.values())}) == 1
 
 
 def test_an_unknown_verb_is_exit_2_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,7 +180,7 @@ def test_runs_without_scores_are_refused_with_what_to_do(runs: dict[str, RunDir]
     predicted = copy(runs["new0"], tmp_path)
     config = yaml.safe_load(predicted.config.read_text()) | {"job": "predict", "from_run": "x"}
     predicted.config.write_text(yaml.safe_dump(config))
-    assert "is a prediction" in said(3, predicted, runs["old"])[1][0]
+    assert "is a prediction, without labels to judge it by. Name runs of train, fit," in said(3, predicted, runs["old"])[1][0]
     sweep = make_sweep(tmp_path, [make_run(tmp_path / "m-1")])
     assert "m-1" in said(2, str(sweep.path), runs["old"])[1][0]
 

@@ -149,8 +149,8 @@ def test_config_yaml_does_not_list_experiment_or_plus_experiment_would_fail() ->
         ("cluster.facts={home: \"\0\"}", "cluster.facts.home=?: a path holds no NUL. Correct it."),
         ("cluster.max_nodes=3", "cluster.max_nodes: unknown. Known: account, chain, executor, facts, mail, name, partition,"
          " preflight, python, qos, reservation."),
-        ("max_submit=3", "max_submit: unknown. Known: cluster, container, data, depends_on, from_run, job, model, name, pipeline, predict, report,"
-         " resources, runs_access, runs_dir, seed, study, sweep, task, tracking, trainer."),
+        ("max_submit=3", "max_submit: unknown. Known: cluster, container, data, depends_on, estimator, features, from_run, job, model,"
+         " name, pipeline, predict, report, resources, runs_access, runs_dir, screening, seed, study, sweep, task, tracking, trainer."),
         ("cluster.mail=me", "cluster.mail=me: is no address. Write one: name@host."),
         ("job=tran", "job=tran: unknown. Did you mean train?"),
         ("data.channels=2", "data.channels=2: unknown. Known: 1, 3."),
@@ -632,3 +632,8 @@ def test_no_file_whatever_raises_anything_but_our_errors(text: str | bytes, tmp_
         assert isinstance(load(["+experiment=mine"], folder), Config)
     except HpcaiError as e:
         assert e.code == ConfigError.code and all(line.isprintable() for line in e.lines)
+
+
+def test_newborns_are_not_judged_by_nested_folds() -> None:
+    with pytest.raises(Faults, match=r"data\.split\.by=nested: task\.name=screening is judged on one part"):
+        load(["+experiment=nbs_msms", "data.split.by=nested"])

@@ -128,6 +128,15 @@ def test_ids_and_pictures_are_shown_only_where_the_config_says_so(tmp_path: Path
         assert (first in html) == (DOT in html) == ("case" in block["false_positive"][0]) == (shareable is True)
 
 
+def test_a_laboratorys_own_newborns_are_not_shareable_whatever_a_preset_says(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", data={"name": "x", "labels": ["a", "b"], "shareable": True})
+    note(run, ("test",))
+    for simulated, shown in ((True, "ids"), (False, "rows")):
+        rundir.write_json(run.screening, {"simulated": simulated})
+        block = mistakes(read_folder(run)) or {}
+        assert block["shown"] == shown and ("case" in block["false_positive"][0]) == simulated
+
+
 @pytest.mark.parametrize("bad", ["[]", '{"cases": []}', '{"cases": {"c": 3}}', '{"cases": {"c": "<script>"}}', "{"])
 def test_what_is_no_picture_is_damaged(tmp_path: Path, bad: str) -> None:
     run = make_run(tmp_path / "run", data={"name": "x", "labels": ["a", "b"], "shareable": True})

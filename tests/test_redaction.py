@@ -28,6 +28,7 @@ def run(tmp_path: Path) -> RunDir:
         run.split, {"by": "random", "train": ["Kranz-4711", "NORMAL/Weber_Ida.png"], "val": ["12"], "test": ["0815123"]}
     )
     rundir.append_lines(run.rows_file("val", 0), [{"case": "c1", "patient": "Schulz, Eva", "label": 1, "scores": [0.1, 0.9]}])
+    rundir.append_lines(run.path / "records" / "00000000.jsonl", [{"row": 2, "sample": "NBS-77-Meier", "line": "clear"}])
     rundir.append_lines(run.failed_file(0), [{"case": "Lange.Udo", "row": 3, "reason": "x"}])
     return run
 
@@ -46,6 +47,7 @@ def clean(run: RunDir) -> Redaction:
     ("case 0815123 of 1200000", "case <id> of 1200000"),
     ("Weber_Ida and sub dir and scan-äb12", "<id> and <id> and <id>"),
     ("Lange.Udo", "<id>"),
+    ("spot NBS-77-Meier", "spot <id>"),
     ("train NORMAL, step 12 of 4711, val 12", "train NORMAL, step 12 of 4711, val 12"),
     ("chest-1a2b3c4d", "chest-1a2b3c4d"),
 ])  # fmt: skip

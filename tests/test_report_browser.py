@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from report_blocks import blocks, shortcut
 from report_runs import make_run
+from screening_cohort import tallied
 from test_report import HOSTILE
 from test_report_together import gathered, together
 from test_report_used import USED, ran
@@ -74,6 +75,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
     together(made["together"], ["a-1", word])
     made["used"] = ran(folder / "used", USED)
     made["gather"] = gathered(folder / "gather", name=word)
+    made["screening"] = make_run(folder / "screening", job="predict")
+    rundir.write_json(made["screening"].screening, tallied())
+    made["screening long"] = make_run(folder / "screening long")
+    rundir.write_json(made["screening long"].screening, tallied(names=(word, word + "2"), kind="fit"))
     for run in made.values():
         write_report(run)
     return made | measured(folder)
@@ -100,6 +105,7 @@ def measured(folder: Path) -> dict[str, RunDir]:
 
 
 KINDS = ["train", "evaluate", "predict", "classes", "long", "together", "gather", "used", "full", "unbroken", "markup", "rtl"]
+KINDS += ["screening", "screening long"]
 
 
 def visit(browser: Any, run: RunDir, width: int, scheme: str = "light") -> tuple[Any, list[str], list[str]]:

@@ -525,7 +525,7 @@ def test_a_full_disk_ends_a_real_run_with_one_line_and_a_bigger_one_resumes_it(
     train: Launcher, small_disk: Callable[[str], Path]
 ) -> None:
     """The disk holds the folder and some checkpoints; then it is full."""
-    disk = small_disk("size=4m")
+    disk = small_disk("size=6m")
     words = [f"runs_dir='{disk}/runs'", "trainer.epochs=8", "trainer.checkpoint_every=1", "trainer.keep_last=1000"]
     words += ["trainer.validate_every=8"]
     done = train(*words)

@@ -36,6 +36,7 @@ def changes(run: RunDir) -> list[tuple[str, str]]:
     ("use.rank0.json", "late"), ("tensorboard/events.1", "late"), ("tracking.json", "late"),
     ("report.html", "free"), ("manifest.json", "free"), ("lives/0001/beat", "free"), ("preflight/n1.json", "free"),
     ("code/hpcai/__pycache__/x.pyc", "free"), ("lives/.join-1", "free"), ("rows/.x.tmp", "free"), ("proposal.json", "free"),
+    ("releases.jsonl", "free"), ("records/00000000.jsonl", "whole"),
 ])  # fmt: skip
 def test_every_file_is_of_one_kind_by_its_name(name: str, kind: str) -> None:
     assert seal.kind_of(name) == kind

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
         _main("rehearsal"),
     ),
     "new": ("NAME --images DIR --labels FILE: look at own images and write an experiment of them", _main("new")),
+    "simulate": ("FILE.parquet|FILE.csv --newborns N --seed S: a simulated cohort, with its truth", _main("simulate")),
     "check": ("[+experiment=NAME ...] [--all] [--config-dir DIR]: compose, check and plan without data", _main("experiments")),
     "status": ("[NAME ...]: every run and sweep: state, progress, best validation score, age", _main("status")),
     "logs": ("NAME [-f] [--rank N]: what a rank said", _main("verbs", "logs")),
@@ -48,6 +49,9 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "usage": ("[--since 7d]: node-hours by account and experiment, useful against lost", _main("usage")),
     "support": ("NAME [-o FILE.tar.gz]: what a help desk needs of a run, without rows or weights", _main("support")),
     "cluster": ("check NAME|FILE, or probe [-o FILE]: what is known of a machine, and from where", _main("clusterfile")),
+    "explain": ("RUN CASE [--dossier -o FILE.html]: one newborn's decision, rule by rule", _main("explain")),
+    "release": ("RUN --by NAME [--only refer,...]: record who released which decisions", _main("release")),
+    "outcomes": ("RUN FILE: what became of the flagged newborns: PPV, recalls, misses", _main("outcomes")),
     "rm": ("NAME ... [--yes] [--members]: delete their folders; asks first", _main("removal")),
 }
 
@@ -59,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & has it ignored
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("--help", "-h", "help"):
-        print("usage: hpcai VERB ...\n" + "\n".join(f"  {v:<8}{text}" for v, (text, _) in VERBS.items()))
+        print("usage: hpcai VERB ...\n" + "\n".join(f"  {v:<9}{text}" for v, (text, _) in VERBS.items()))
         return 0
     try:
         return exit_code(

@@ -31,8 +31,9 @@ HELP = """\
 Writes NAME-supplement.zip into this folder: what a paper may give to its readers of a run that has finished. The report, its
 numbers, the config, the plan, the environment with versions and licences, the curves, the threshold, the batch script.
 
-Never: rows, ids of cases and patients, images, splits, weights, logs, code. Taken out of what goes in: paths, names of files,
-hosts, logins, accounts, mail addresses, secrets, and every id that the run's own lists hold. README.txt inside says the same.
+Never: rows, ids of cases and patients, the newborns of a review list, images, splits, weights, logs, code. Taken out of what
+goes in: paths, names of files, hosts, logins, accounts, mail addresses, secrets, and every id that the run's own lists hold.
+README.txt inside says the same.
 Where data.shareable=true the report keeps the pictures and ids of the most wrong cases."""
 JSON = ("plan.json", "environment.json", "runtime.json", "threshold.json")  # cleaned value by value
 ORDER = ("README.txt", "report.html", "report.json", "config.yaml", *JSON, "metrics.jsonl", "job.sbatch")
@@ -102,8 +103,8 @@ def collected(run: RunDir) -> tuple[dict[str, bytes], int]:
     try:
         report = rundir.read_json(run.report_json)
         mistakes = report.get("mistakes")
-        report = own.value(report)
-        if mistakes and may_show(folder.config):
+        report = own.value(_without_newborns(report))
+        if mistakes and may_show(folder.config, folder.screening):
             report["mistakes"] = mistakes
         texts["report.json"] = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
         texts["report.html"] = _page(replace(folder, config=config, config_text=texts["config.yaml"]), report)
@@ -118,8 +119,16 @@ def collected(run: RunDir) -> tuple[dict[str, bytes], int]:
             text = (run.path / name).read_text("utf-8", "replace")
             texts[name] = own.json_text(text, lines=True) if lines else own.clean(text)
     files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
-    told = _readme(own.clean(run.path.name), files, own.count, may_show(folder.config))
+    told = _readme(own.clean(run.path.name), files, own.count, may_show(folder.config, folder.screening))
     return {name: ({"README.txt": told} | files)[name] for name in ORDER if name == "README.txt" or name in files}, own.count
+
+
+def _without_newborns(report: Json) -> Json:
+    """Without the list of newborns to look at: a row and a plate find one again in the laboratory."""
+    if "screening" not in report:
+        return report
+    block = report["screening"]
+    return report | {"screening": block | {"review": {"n": block["review"]["n"], "rows": []}}}
 
 
 def _page(folder: Any, report: Json) -> str:

@@ -12,22 +12,24 @@ from hpcai.errors import PlanError, one_line
 HEAD = 400  # bytes of a file in which it says that we made it
 
 
-def check(file: Path, *, mark: bytes | None = None, force: bool = False) -> None:
+def check(file: Path, *, mark: bytes | None = None, force: bool = False, option: str = "-o") -> None:
     """Whether `file` may be written: it is not there, or holds `mark` in its head (an older one of ours), or `force`.
+
+    `option`: the word that named it; one without a dash stands by itself.
 
     Raises: PlanError if not; a link, a folder, a pipe and a device are never replaced.
     """
-    shown = f"-o={one_line(str(file), 200)}"
+    shown, by = f"{option}={one_line(str(file), 200)}", f" by {option}" * option.startswith("-")
     try:
         if not (file.is_symlink() or file.exists()):
             return
         if file.is_symlink() or not file.is_file():
-            raise PlanError(f"{shown}: is no plain file. Name another by -o.")
+            raise PlanError(f"{shown}: is no plain file. Name another{by}.")
         if force or (mark is not None and mark in _head(file)):
             return
     except (OSError, ValueError) as e:
         raise PlanError(f"{shown}: {_why(e)}. Name a file that can be written.") from e
-    raise PlanError(f"{shown}: is there already. --force replaces it; or name another file by -o.")
+    raise PlanError(f"{shown}: is there already. --force replaces it; or name another file{by}.")
 
 
 def _head(file: Path) -> bytes:

@@ -1,6 +1,6 @@
 """What may leave the house of a run's records and logs.   a run's own lists of cases, its config -> Redaction -> clean text
 
-    identifiers    of cases, patients and files, as data.json, split.json, cases.jsonl, rows/, failed.*     <id>
+    identifiers    of cases, patients and files, as data.json, split.json, cases.jsonl, rows/, records/     <id>
     paths          below the run: RUN/...; of a Python: <python>/...; the system's as they are; all others   <path>
     image files    names that end in .png, .dcm, .nii.gz and the like, wherever they stand                   <file>.png
     addresses      scheme and host stay of a web address, nothing of a mail address                          <mail>
@@ -26,7 +26,8 @@ from hpcai import rundir
 from hpcai.rundir import RunDir
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-LISTS = ("data.json", "split.json", "cases.jsonl", "rows/*.jsonl", "failed.rank*.jsonl")  # what names cases, patients or files
+# what names cases, patients, specimens or files
+LISTS = ("data.json", "split.json", "cases.jsonl", "rows/*.jsonl", "records/*.jsonl", "failed.rank*.jsonl")
 PART = {  # of what data sets and our own files are made: no name of anybody
     "train", "training", "val", "valid", "validation", "test", "predict", "all", "image", "images", "img", "imgs", "data",
     "dataset", "datasets", "label", "labels", "mask", "masks", "scan", "scans", "png", "jpg", "jpeg", "dicom", "case", "cases",
@@ -262,7 +263,7 @@ def _of_record(value: Any) -> Iterator[str]:
     if "files" in value:  # data.json: see `learn`
         return
     if "case" in value or "row" in value:  # rows/, failed.*
-        yield from (str(value[key]) for key in ("case", "patient") if value.get(key) is not None)
+        yield from (str(value[key]) for key in ("case", "patient", "sample") if value.get(key) is not None)
     else:  # split.json
         yield from (str(case) for part in ("train", "val", "test") for case in value.get(part) or ())
 

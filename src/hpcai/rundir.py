@@ -11,8 +11,14 @@
       cases.jsonl                                              what is known of each case: split, patient, groups, size
       model.json  threshold.json                               which checkpoint is the model, and where it says yes
       rows/<split>.rank<r>.jsonl  failed.rank<r>.jsonl         one row a case
+      table_model.json  fit.json                               what job=fit left, and what the cases that it judged say
       together.json                                            the runs of an ensemble, and what it gained
       use.rank<r>.json                                         what each rank used: CPU, memory, GPU
+      survey.json  plates.json (and .rank<r>)                  what all newborns of a table have in common, counted (screening)
+      records/<block>.jsonl  tally/<block>.json                one record a newborn; what a block came to (screening, predict)
+      releases.jsonl                                           who released which decisions, and when (screening, predict)
+      screening.json                                           what screening came to: the report shows it
+      screening_model.json                                     its model, thresholds and references (screening, fit)
       pictures.json                                            the most wrong cases' thumbnails, of data that may be shown
       ledger.json                                              how often its test split was scored before
       report.json  report.html                                 the answer
@@ -127,6 +133,16 @@ class RunDir:
         return self.path / "threshold.json"
 
     @property
+    def table_model(self) -> Path:
+        """The estimator of job=fit on classes of cases, with its features and calibration; model.json has its digest."""
+        return self.path / "table_model.json"
+
+    @property
+    def fit(self) -> Path:
+        """What the cases that job=fit judged say, and what it chose."""
+        return self.path / "fit.json"
+
+    @property
     def together(self) -> Path:
         """The runs of an ensemble, how each does alone, and what their mean gained."""
         return self.path / "together.json"
@@ -180,6 +196,43 @@ class RunDir:
     def tensorboard(self) -> Path:
         """Event files, for `tensorboard --logdir`."""
         return self.path / "tensorboard"
+
+    @property
+    def records(self) -> Path:
+        """<block>.jsonl: one record a newborn, in the table's order."""
+        return self.path / "records"
+
+    @property
+    def tallies(self) -> Path:
+        """<block>.json: what the newborns of a block came to."""
+        return self.path / "tally"
+
+    @property
+    def screening(self) -> Path:
+        """What screening came to, for the report."""
+        return self.path / "screening.json"
+
+    @property
+    def releases(self) -> Path:
+        """JSON lines: who released which decisions, and when."""
+        return self.path / "releases.jsonl"
+
+    @property
+    def screening_model(self) -> Path:
+        """The model of newborn screening: estimators, calibration, thresholds, references."""
+        return self.path / "screening_model.json"
+
+    def records_file(self, block: int) -> Path:
+        """The records of a block; a block that has them is done."""
+        return self.records / f"{block:08d}.jsonl"
+
+    def tally_file(self, block: int) -> Path:
+        """The counts of a block."""
+        return self.tallies / f"{block:08d}.json"
+
+    def counted_file(self, name: str, rank: int | None = None) -> Path:
+        """`survey` or `plates`: what rank `rank` counted; None: all of them."""
+        return self.path / (f"{name}.json" if rank is None else f"{name}.rank{rank}.json")
 
     def log(self, rank: int) -> Path:
         """What rank `rank` says."""

@@ -8,6 +8,7 @@ Made when the report is written. Each file of the folder is one of these, by its
     free     lives/*/beat, verdict.json, cancelled             told by others, later: neither counted nor checked
              preflight/*  proposal.json  __pycache__  .hidden
              report.internal.html                              for its owner alone, written at any time
+             releases.jsonl                                    who released what of it, later; its lines prove each other
              report.html, manifest.json                        shows the seal; is what is sealed (verification.py has both)
 
 A rank's `end` record closes what comes after the seal: the rest of its log and of its own records, what it used, and itself.
@@ -37,7 +38,7 @@ GROWS = ("logs/*", "submitit/*", "lives/*/rank*.jsonl")
 LATE = ("use.rank*.json", "tracking.json", "tensorboard/*")
 FREE = (
     "lives/*/beat", "lives/*/verdict.json", "lives/*/cancelled", "preflight/*", "proposal.json", "*/__pycache__/*",
-    "report.internal.html", "report.html", "manifest.json",
+    "report.internal.html", "releases.jsonl", "report.html", "manifest.json",
 )  # fmt: skip
 ELSEWHERE = ("checkpoints", "rows", "tensorboard")  # folders that may be links to another disk
 THREADS = 4  # that digest: hashlib drops the interpreter's lock

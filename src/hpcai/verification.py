@@ -214,7 +214,8 @@ def _inputs(run: RunDir, told: Findings) -> None:
         name = one_line(source.path.name, 120)
         try:
             stem = str(rundir.read_json(source.model)["checkpoint"])
-            weights = seal.digest((source.checkpoints / stem).with_suffix(".safetensors"))
+            fitted = source.path / stem  # an estimator lies in the run's own folder
+            weights = seal.digest(fitted if stem.endswith(".json") else source.checkpoints / f"{stem}.safetensors")
         except DAMAGED:
             if source.path.is_dir():
                 told.others.append(f"from_run={name}: its model is damaged or gone. Restore it.")

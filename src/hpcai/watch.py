@@ -80,7 +80,7 @@ def show_answer(run: RunDir) -> None:
 def answer(report: dict[str, Any]) -> str:
     """`test AUC 0.980 [0.967, 0.989] n=624 . sensitivity 0.97, specificity 0.86 at 0.61 (rule: sensitivity>=0.95 on val)`."""
     estimates, threshold = report["estimates"], report["threshold"]
-    if not estimates or estimates[0]["value"] is None:
+    if "screening" in report or not estimates or estimates[0]["value"] is None:
         return str(report["answer"])
     split = estimates[0]["split"]
     told = {e["name"]: e for e in estimates if e["split"] == split and e["value"] is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hpcai import ledger
+from hpcai.report import screened
 from hpcai.report.folder import Folder, Json
 from hpcai.report.words import number, place
 
@@ -12,6 +13,7 @@ from hpcai.report.words import number, place
 def cautions(folder: Folder, report: Json) -> list[str]:
     """The warnings of a run, each once, the gravest first. `report`: what is measured (report/measured.py)."""
     found = [
+        *(screened.cautions(folder.screening) if folder.screening else []),
         *_duplicates(folder),
         *_undefined(report),
         *_shift(report),

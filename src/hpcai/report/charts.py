@@ -104,6 +104,45 @@ def histogram_chart(score: Floats, threshold: float | None, name: str) -> str:
     return _svg(figure, "histogram", f"Histogram of the {name}")
 
 
+def shape_chart(curves: list[Curve]) -> str:
+    """Shares of newborns against robust standard deviations: training, here, here after the correction."""
+    figure, axes = _figure("robust sd from the median of training", "share of newborns")
+    for k, (z, share) in enumerate(curves):
+        axes.plot(z, share, color=SERIES[k], linewidth=1.8 if k == 0 else 1.3)
+    axes.set_ylim(bottom=0)
+    return _svg(figure, "shape", "Distribution of a channel in training and here")
+
+
+def distribution_chart(edges: Floats, shares: list[Floats], concentration: bool) -> str:
+    """Histograms on a logarithmic scale: `edges` (b + 1,) > 0, `shares` (b,) each."""
+    figure, axes = _figure("umol/L" if concentration else "ratio", "share of newborns")
+    for k in reversed(range(len(shares))):
+        axes.stairs(shares[k], edges, color=SERIES[k], linewidth=1.4)
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    seen = np.flatnonzero(np.sum(shares, axis=0))
+    axes.set_xlim(edges[seen[0]], edges[seen[-1] + 1])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return _svg(figure, "distribution", "Distribution of a channel by laboratory")
+
+
+def control_chart(z: Floats, failed: NDArray[np.bool_]) -> str:
+    """Levey and Jennings: z of each control in time order, lines at 0, 2 and 3 standard deviations; failed plates are ringed.
+
+    Source: Levey & Jennings 1950, Am J Clin Pathol 20:1059-1066.
+    """
+    figure, axes = _figure("plate, in time order", "sd from the assigned mean", size=(4.4, 2.6))
+    for at, style in ((0, "-"), (-2, (0, (1, 3))), (2, (0, (1, 3))), (-3, (0, (4, 3))), (3, (0, (4, 3)))):
+        axes.axhline(at, color=INK if abs(at) == 3 else MUTED, linewidth=0.9, linestyle=style)
+    x = np.arange(1, len(z) + 1)
+    shown = np.clip(z, -6, 6)  # what lies beyond stands on the edge
+    axes.plot(x, shown, color=SERIES[0], linewidth=1.0, marker="o", markersize=3)
+    axes.plot(x[failed], shown[failed], "o", markersize=9, fillstyle="none", color=INK, markeredgewidth=1.2)
+    axes.set(ylim=(-6.3, 6.3), yticks=[-6, -3, 0, 3, 6])
+    axes.locator_params(axis="x", integer=True)
+    return _svg(figure, "control", "Levey-Jennings chart: controls by plate, in standard deviations from the assigned mean")
+
+
 def _figure(x: str, y: str, size: tuple[float, float] = (4.4, 2.9)) -> tuple[Any, Any]:
     """An empty chart with quiet axes. Sized so that text reads at 10 px on a phone, where a point is a pixel."""
     import matplotlib

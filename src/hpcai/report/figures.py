@@ -8,7 +8,7 @@ import numpy as np
 
 from hpcai.metrics.classification import roc
 from hpcai.metrics.rows import Bools, Floats
-from hpcai.report import charts
+from hpcai.report import charts, screened
 from hpcai.report.folder import Folder, Json
 from hpcai.report.words import number, place
 
@@ -19,9 +19,11 @@ Line = tuple[charts.Curve, Point, str]  # curve, operating point, text of the ke
 
 def figures(folder: Folder, report: Json) -> list[Json]:
     """Each chart: `title`, `section`, `key` of (mark, text), `svg`, perhaps a `note`."""
+    newborns = screened.figures(report["screening"]) if "screening" in report else []
     if folder.job == "predict":
-        return _histograms(folder)
+        return [*newborns, *_histograms(folder)]
     return [
+        *newborns,
         *_roc(folder, report),
         *_precision_recall(folder, report),
         *_calibration(report),

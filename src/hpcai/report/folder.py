@@ -42,7 +42,9 @@ class Folder:
     failed: int
     rows: dict[str, Rows]
     cases: CaseTable | None = None  # what is known of each case but its score
+    screening: Json = field(default_factory=dict)  # what newborn screening came to; empty for every other task
     ledger: Json = field(default_factory=dict)  # how often the judged split had been scored, as ledger.py told it
+    fit: Json = field(default_factory=dict)  # of job=fit on classes of cases: what the judged cases say, and what was chosen
     pictures: dict[str, str] = field(default_factory=dict)  # case -> PNG as base64; empty unless they may be shown
 
     @property
@@ -67,8 +69,8 @@ class Folder:
         """The split that the answer is about: a training's test, a cross-validation's oof, what evaluate scored; else None."""
         if self.job == "predict":
             return None
-        wanted = {"train": "test", "gather": "oof"}.get(self.job) or next(iter(self.labelled), None)
-        return wanted if wanted in self.labelled else None
+        wanted = {"train": ["test"], "fit": ["test", "oof"], "gather": ["oof"]}.get(self.job) or list(self.labelled)
+        return next((split for split in wanted if split in self.labelled), None)
 
     @property
     def ranks(self) -> int:
@@ -103,8 +105,10 @@ def read_folder(run: RunDir) -> Folder:
         failed=len({str(line.get("case")) for file in run.failed_files() for line in _lines(file)}),
         rows={split: read_rows(run, split) for split in _splits(run) if _any_row(run, split)},
         cases=read_cases(run),
+        screening=_json(run.screening),
         ledger=_json(run.ledger),
-        pictures=read_pictures(run) if may_show(config) else {},
+        fit=_json(run.fit),
+        pictures=read_pictures(run) if may_show(config, _json(run.screening)) else {},
     )
 
 
@@ -128,10 +132,13 @@ def _text(config: Json) -> str:
     return text
 
 
-def may_show(config: Json) -> bool:
-    """Whether ids and pictures of cases may be shown to anybody: data.shareable, and nothing else."""
+def may_show(config: Json, screening: Json) -> bool:
+    """Whether ids and pictures of cases may be shown to anybody: data.shareable says so, and they are no real newborns.
+
+    A preset of simulated newborns is shareable, and a laboratory that gives it another data.path may forget to say otherwise.
+    """
     data = config.get("data")
-    return isinstance(data, dict) and data.get("shareable") is True
+    return isinstance(data, dict) and data.get("shareable") is True and screening.get("simulated") is not False
 
 
 def read_pictures(run: RunDir) -> dict[str, str]:

@@ -26,7 +26,7 @@ def write_internal(run: RunDir, file: Path | None, *, force: bool = False) -> Pa
     """Writes it to `file` (RUN/report.internal.html), readable by its owner alone; returns where.
 
     Raises:
-        PlanError: the file is another's and not `force`, or is a part of the run.
+        PlanError: the file is another's and not `force`, or is a part of the run; or the run is of newborns.
         DataError: the data are gone, or not what they were at submission.
         RunError: a file of the folder is damaged.
     """
@@ -35,7 +35,12 @@ def write_internal(run: RunDir, file: Path | None, *, force: bool = False) -> Pa
     if inside and file.name != run.report_internal.name:
         raise PlanError(f"-o={one_line(str(file), 200)}: lies in the run, whose other files are mailed. Name another place.")
     outfile.check(file, mark=GENERATOR.encode(), force=force)
-    cases = open_cases(plan.read_config(run).data, rundir.read_digests(run), labelled=False)
+    config = plan.read_config(run)
+    if config.task.name == "screening":
+        raise PlanError(
+            f"run={one_line(run.path.name, 120)}: is of newborns, who have no pictures. hpcai explain RUN CASE tells one."
+        )
+    cases = open_cases(config.data, rundir.read_digests(run), labelled=False)
     folder = read_folder(run)
     folder = replace(folder, pictures=pictures(folder, cases))
     report = summarize(folder) | {"mistakes": mistakes(folder, ids=True) or {}}

@@ -56,9 +56,9 @@ def _shortcut(folder: Folder, split: str) -> Json | None:
 
 
 def _shift(folder: Folder) -> Json | None:
-    """Validation against test; None without both."""
+    """Validation against test; None without both, and of newborns, whose laboratories `screening.fitness` compares."""
     first, second = folder.labelled.get("val"), folder.labelled.get("test")
-    if first is None or second is None:
+    if first is None or second is None or folder.screening:
         return None
     found = shift(first, second)
     score = min(found.score, key=lambda t: t.p)

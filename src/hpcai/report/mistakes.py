@@ -24,7 +24,7 @@ def mistakes(folder: Folder, *, ids: bool = False) -> Json | None:
     row = dict(zip(folder.cases.case, folder.cases.row))
     if any(case not in row for case in rows.case):
         return None
-    ids = ids or may_show(folder.config)
+    ids = ids or may_show(folder.config, folder.screening)
     called = predicted(rows, folder.threshold)
     thresholds = _thresholds(folder, rows)
 

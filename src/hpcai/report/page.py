@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hpcai.report import tables, used
+from hpcai.report import screened, tables, used
 from hpcai.report.checklists import checklists
 from hpcai.report.figures import figures
 from hpcai.report.folder import Folder, Json
@@ -65,6 +65,8 @@ def render(folder: Folder, report: Json, *, seal: str = "", mark: str = "") -> s
         "config_text": folder.config_text,
         "pictures": folder.pictures,
     }
+    if "screening" in report:
+        shown |= {"screened": screened.shown(report["screening"]), "newborns": screened.top(report["screening"])}
     sections = _sections(report, shown)
     css = (HERE / "report.css").read_text(encoding="utf-8") + _running(seal, mark)
     html = (
@@ -110,21 +112,31 @@ def _environment() -> Any:
         "ends": lambda estimate: f"{figure(estimate['name'], estimate['low'])} to {figure(estimate['name'], estimate['high'])}",
         "shown": figure,
         "one": tables.one,
+        "rate": screened.interval,
+        "scaled": screened.whisker,
+        "way_name": screened.way_name,
     }
     return environment
 
 
 def _sections(report: Json, shown: Json) -> dict[str, str]:
     """The heading of each section that this page has, by its anchor, in their order."""
-    drawn = {f["section"] for f in shown["figures"]}
+    drawn, newborns = {f["section"] for f in shown["figures"]}, report.get("screening", {})
     found = {
         "top": ("First page", True),
         "warnings": ("Warnings", bool(report["warnings"])),
+        "funnel": ("From the table to a decision", bool(newborns.get("funnel"))),
+        "found": ("Found, missed, false alarms", bool(newborns.get("total"))),
+        "places": ("By laboratory and month", bool(newborns.get("laboratories"))),
+        "review": ("Who is to be looked at", bool((newborns.get("review") or {}).get("rows"))),
+        "plates": ("Plate controls", bool(newborns.get("plates"))),
+        "distributions": ("Distributions", "distributions" in drawn),
         "flow": ("Cases", bool(report["splits"])),
         "study": ("As its authors state it", bool(shown["study"])),
         "characteristics": ("Characteristics", shown["characteristics"] is not None),
         "scores": ("Scores", "scores" in drawn),
         "called": ("Classes given", bool(shown["called"])),
+        "fit": ("Classes of cases", "fit" in report),
         "discrimination": ("Discrimination", shown["numbers"]["discrimination"] is not None),
         "operating": ("Operating point", bool(shown["matrices"] or shown["numbers"]["operating"] or report["confusion"])),
         "calibration": ("Calibration", bool("calibration" in drawn or shown["numbers"]["calibration"])),

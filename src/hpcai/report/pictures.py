@@ -25,7 +25,7 @@ def note_pictures(run: RunDir, cases: Cases) -> None:
     Raises: RunError if a file of the folder is damaged.
     """
     folder = read_folder(run)
-    if may_show(folder.config):
+    if may_show(folder.config, folder.screening):
         write_json(run.pictures, {"cases": pictures(folder, cases)})
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from hpcai import ledger
 from hpcai.metrics.classification import confusion, estimates
+from hpcai.report import screened
 from hpcai.report.cautions import cautions
 from hpcai.report.folder import Folder, Json, may_show
 from hpcai.report.measured import measured
@@ -51,6 +52,8 @@ def summarize(folder: Folder) -> Json:
     report |= {"mistakes": found} if (found := mistakes(folder)) else {}
     report |= {"used": used(folder)} if folder.use else {}
     report |= {"together": folder.together} if folder.together else {}
+    report |= {"screening": folder.screening} if folder.screening else {}
+    report |= {"fit": folder.fit} if folder.fit else {}
     folds = _folds(folder) if folder.job == "gather" else []
     report |= {"folds": folds, "spread": _spread(folds)} if folder.job == "gather" else {}
     return report | {"answer": _answer(folder, report)}
@@ -78,7 +81,11 @@ def _question(folder: Folder) -> str:
     model, data = folder.config.get("model", {}), folder.config.get("data", {})
     what, labels = data.get("name") or "the given data", folder.labels
     apart = f"{labels[1]} from {labels[0]}" if len(labels) == 2 else f"{len(labels)} classes apart"
+    if folder.job == "fit" and (estimator := (folder.config.get("estimator") or {}).get("name")):
+        model = {"name": f"{'an' if estimator[0] in 'aeiou' else 'a'} {estimator} estimator"}
     named = folder.config.get("from_run") or "?"
+    if folder.screening:
+        return screened.question(folder.screening, what, Path(str(named)).name)
     origin = f"the mean of {len(named)} runs" if isinstance(named, list) else Path(str(named)).name
     if folder.job == "gather":
         folds = len(folder.split.get("runs", []))
@@ -91,6 +98,8 @@ def _question(folder: Folder) -> str:
 
 
 def _answer(folder: Folder, report: Json) -> str:
+    if folder.screening:
+        return screened.answer(folder.screening)
     if folder.job == "predict":
         scored = sum(len(rows.case) for rows in folder.rows.values())
         failed = f", {folder.failed:,} could not be read" if folder.failed else ""
@@ -220,7 +229,7 @@ def _files(folder: Folder) -> list[Json]:
     """The file that `data.path` names, then all others as one line: the name of a file or folder can name a patient."""
     stated, files = folder.config.get("data", {}), folder.data.get("files", [])
     first = [] if stated.get("reader") == "images" else files[:1]
-    named_file = [f | {"path": _told(Path(f["path"]), may_show(folder.config))} for f in first]
+    named_file = [f | {"path": _told(Path(f["path"]), may_show(folder.config, folder.screening))} for f in first]
     others = files[len(named_file) :]
     if not others:
         return named_file
