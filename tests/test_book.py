@@ -31,7 +31,7 @@ def published(name: str) -> list[dict[str, str]]:
 def said(rules: Rules, disease: str) -> set[tuple[str, str, float]]:
     """The comparisons of a disease's rules: quantity, > or <, limit."""
     found = [leaf for rule in rules.rules if rule.disease == disease for leaf in shelf.leaves(rule.when)]
-    return {(f.of or "", "<" if f.above is None else ">", f.below if f.above is None else f.above) for f in found}  # type: ignore[misc]
+    return {(f.of or "", "<" if f.above is None else ">", f.below if f.above is None else f.above) for f in found}
 
 
 def test_the_panel_is_the_swedish_table_with_its_true_positives_per_million() -> None:

@@ -190,9 +190,8 @@ def test_a_damaged_record_is_the_runs_fault(run: RunDir) -> None:
 
 @pytest.mark.browser
 def test_a_dossier_prints_on_one_page_whatever_is_urgent(urgent: Told, tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install hpcai[browser])")
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is missing (apt-get install chromium)")
+    from playwright import sync_api
+
     every = [replace(part, decision="reflex", reason="model undecided", urgent=True) for part in urgent.parts]
     file = tmp_path / "dossier.html"
     file.write_text(dossier(replace(urgent, parts=every, notes=["specimen: " + "transfused before sampling; " * 4] * 4)))

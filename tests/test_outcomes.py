@@ -53,9 +53,9 @@ def test_counts_and_shares_are_those_by_hand(run: RunDir, capsys: pytest.Capture
     assert total["ppv"] == pytest.approx([0.5, *clopper_pearson(1, 2)])
     assert total["found"] == pytest.approx([0.5, *clopper_pearson(1, 2)])
     assert total["flagged_rate"] == pytest.approx([2 / 6, *clopper_pearson(2, 6)])
-    diseases = {row["name"]: row for row in told["diseases"]}  # type: ignore[attr-defined]
+    diseases = {row["name"]: row for row in told["diseases"]}
     assert (diseases["PKU"]["ppv"][0], diseases["MCAD"]["ppv"][0], diseases["MCAD"]["found"][0]) == (1.0, 0.0, 0.0)
-    months = {row["name"]: row for row in told["months"]}  # type: ignore[attr-defined]
+    months = {row["name"]: row for row in told["months"]}
     assert (months["2026-10"]["newborns"], months["2026-10"]["missed"], months["2026-10"]["ppv"]) == (1, 1, None)
     assert (months["2026-11"]["newborns"], months["2026-11"]["flagged"]) == (5, 2)
 

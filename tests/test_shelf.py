@@ -80,7 +80,7 @@ def test_names_and_paths_find_their_files(tmp_path: Path) -> None:
 def test_a_wrong_name_tells_the_near_one(kind: str, name: str, words: str) -> None:
     with pytest.raises(ConfigError) as error:
         shelf.file_of(kind, name)
-    assert lines(error)[0].startswith(words)  # type: ignore[arg-type]
+    assert lines(error)[0].startswith(words)
 
 
 def test_a_digest_is_of_what_is_said_not_of_how_it_is_laid_out(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_rule_that_is_neither_comparison_nor_group_is_refused(tmp_path: Path) 
     values["rules"][1]["when"] = {"any": [{"of": "Tyr", "abov": 1}]}
     with pytest.raises(Faults) as error:
         shelf.rules(own(tmp_path, "rules", values))
-    assert lines(error) == [  # type: ignore[arg-type]
+    assert lines(error) == [
         "my_rules.yaml: rules.0.when.all.1: give one of: of, all, any",
         "my_rules.yaml: rules.1.when.any.0.abov: unknown. Did you mean above?",
     ]
@@ -139,7 +139,7 @@ def test_a_dictionary_whose_columns_cannot_be_told_apart_is_refused(tmp_path: Pa
     values["columns"][9] |= {"kind": "yes_no", "low": None, "high": None, "typical": None}
     with pytest.raises(Faults) as error:
         shelf.dictionary(own(tmp_path, "analytes", values))
-    assert lines(error) == [  # type: ignore[arg-type]
+    assert lines(error) == [
         "my_analytes.yaml: C4: C4 is a name of C3 too. Keep it once.",
         "my_analytes.yaml: age_h: age_h is a name of C5 too. Keep it once.",
         "my_analytes.yaml: Tyr: 2 columns of this name. Keep one.",
@@ -168,7 +168,7 @@ def test_books_that_contradict_each_other_are_refused_with_the_near_name(tmp_pat
     with pytest.raises(Faults) as error:
         shelf.books(config(tmp_path, diseases=diseases, rules=rules, specimen=specimen, policy=policy))
     known = ", ".join(sorted(d["name"] for d in diseases["diseases"]))
-    assert lines(error) == [  # type: ignore[arg-type]
+    assert lines(error) == [
         "my_diseases.yaml: MSUD: 2 diseases of this name. Keep one.",
         "my_diseases.yaml: PKU: markers: Phe/Tyrr: not in the dictionary. Did you mean Phe/Tyr?",
         "my_diseases.yaml: PKU: needs: phe: not in the dictionary. Did you mean Phe?",
@@ -195,7 +195,7 @@ def test_a_specimen_rule_asks_what_its_column_can_answer(tmp_path: Path) -> None
     ]
     with pytest.raises(Faults) as error:
         shelf.books(config(tmp_path, specimen={**plain("specimen"), "rules": rules}))
-    assert [line.removeprefix("my_specimen.yaml: ") for line in lines(error)] == [  # type: ignore[arg-type]
+    assert [line.removeprefix("my_specimen.yaml: ") for line in lines(error)] == [
         "rules.0: column=laboratory: is text. Name a number or a yes_no column.",
         "rules.1: column=transfused: is yes_no, and above and below are for numbers. Write is: true or is: false.",
         "rules.2: column=age_h: is a number, and is: is for yes_no columns. Write above or below.",

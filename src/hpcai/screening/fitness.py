@@ -272,7 +272,8 @@ def _tails(name: str, standard: Shape, shape: Shape, c: int, tests: int) -> list
     n, m = int(shape.n_C[c]), int(standard.n_C[c])
     both_Z = (m * standard.below_CZ[c] + n * shape.below_CZ[c]) / (n + m)  # their best guess if they are the same
     found: list[Tested] = []
-    for question, at in (("low tail", -TAIL), ("high tail", TAIL)):
+    tails: list[tuple[Literal["low tail", "high tail"], float]] = [("low tail", -TAIL), ("high tail", TAIL)]
+    for question, at in tails:
         first, second = (_beyond(s.below_CZ[c], at) for s in (standard, shape))
         counts = round(first * m), round(second * n)
         ratio = ((counts[1] + 0.5) / (n + 1)) / ((counts[0] + 0.5) / (m + 1))
@@ -280,7 +281,7 @@ def _tails(name: str, standard: Shape, shape: Shape, c: int, tests: int) -> list
         error = math.sqrt(variance * (1 / n + 1 / m))
         p = math.erfc(abs(first - second) / error / math.sqrt(2)) if error else 1.0
         p = max(p, binomial(counts[1], sum(counts), n / (n + m)))
-        found.append(Tested(name, question, first, second, max(ratio, 1 / ratio), FACTOR, min(1.0, p * tests)))  # type: ignore[arg-type]
+        found.append(Tested(name, question, first, second, max(ratio, 1 / ratio), FACTOR, min(1.0, p * tests)))
     return found
 
 
